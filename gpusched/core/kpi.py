@@ -1,0 +1,177 @@
+"""KPIs: pure functions of the request log and the tick log, the same for every cluster.
+
+Each KPI declares its unit, its direction and its definition here; `docs/metrics.md` is printed from this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusched.core.load import LoadPlan
+from gpusched.core.logs import RequestLog, TickLog
+
+RECOVERY_HOLD_S = 30.0
+"""A service has recovered once every tick of this long met the objective."""
+
+
+@dataclass(kw_only=True)
+class Window:
+    """What the KPIs are computed from: the logs between the end of the warm-up and the end of the trial."""
+
+    requests: RequestLog
+    ticks: TickLog
+    plan: LoadPlan
+    begin_s: float
+    end_s: float
+    slo_s: float
+    gpus: int
+    gpu_vram_bytes: float
+    node_memory_bytes: float
+
+    def __post_init__(self) -> None:
+        self.ticks = self.ticks.between(self.begin_s, self.end_s)
+        r = self.requests
+        finished_N = r.status_N != RequestLog.UNFINISHED
+        inside_N = (r.end_s_N > self.begin_s) & (r.end_s_N <= self.end_s + 1e-9)
+        self.latency_s_N: NDArray[np.float64] = r.latency_s_N[inside_N & (r.status_N == RequestLog.OK)]
+        self.failed = int(np.sum(inside_N & (r.status_N == RequestLog.FAILED)))
+        # A request still open at the end but already too late is a certain violation; dropping it would
+        # reward a service that hangs.
+        self.overdue = int(np.sum(~finished_N & (r.latency_s_N > self.slo_s)))
+        self.dt_s_T = np.diff(self.ticks.t_s_T, prepend=self.begin_s)
+
+    @property
+    def duration_s(self) -> float:
+        return self.end_s - self.begin_s
+
+    @property
+    def good(self) -> int:
+        return int(np.sum(self.latency_s_N <= self.slo_s))
+
+    @property
+    def judged(self) -> int:
+        """Requests the objective judges: answered, failed, or open and overdue."""
+        return len(self.latency_s_N) + self.failed + self.overdue
+
+    def mean(self, column_T: NDArray[np.float64]) -> float:
+        """Return the time average of a tick column."""
+        return ratio(float(np.sum(column_T * self.dt_s_T)), float(np.sum(self.dt_s_T)))
+
+    def integral(self, column_T: NDArray[np.float64]) -> float:
+        """Return the time integral of a tick column."""
+        return float(np.sum(column_T * self.dt_s_T))
+
+
+def ratio(above: float, below: float) -> float:
+    """Return above / below, NaN where below is 0."""
+    return above / below if below else float("nan")
+
+
+def quantile(w: Window, q: float) -> float:
+    return float(np.quantile(w.latency_s_N, q)) if len(w.latency_s_N) else float("nan")
+
+
+def scale_events(w: Window) -> float:
+    return float(np.count_nonzero(np.diff(w.ticks.replicas_spec_T)))
+
+
+def slo_attainment(w: Window) -> float:
+    p95_s_T = w.ticks.latency_p95_s_T
+    judged_T = np.isfinite(p95_s_T)
+    return ratio(float(np.sum(p95_s_T[judged_T] <= w.slo_s)), float(np.sum(judged_T)))
+
+
+def load_steps(w: Window) -> list[float]:
+    """Return the start of the episode and every time at which the number of users rises within it."""
+    if w.plan.is_open:
+        return [w.begin_s]
+    rises = w.plan.from_s_K[1:][np.diff(w.plan.users_K) > 0]
+    return [w.begin_s, *[float(t) for t in rises if w.begin_s < t < w.end_s]]
+
+
+def recovery_s(w: Window) -> float:
+    """Mean time from a step until the p95 of every tick of RECOVERY_HOLD_S meets the objective.
+
+    A step that is not recovered from before the next one (or the end) counts with all of that time.
+    """
+    steps = load_steps(w)
+    ends = [*steps[1:], w.end_s]
+    return float(np.mean([_recover(w, a, b) for a, b in zip(steps, ends, strict=True)]))
+
+
+def _recover(w: Window, begin_s: float, end_s: float) -> float:
+    inside_T = (w.ticks.t_s_T > begin_s + 5e-4) & (w.ticks.t_s_T <= end_s + 5e-4)
+    t_s = w.ticks.t_s_T[inside_T]
+    late = w.ticks.latency_p95_s_T[inside_T] > w.slo_s  # a tick without requests is not late
+    since_s = begin_s
+    for t, is_late in zip(t_s, late, strict=True):
+        if is_late:
+            since_s = float(t)
+        elif t - since_s >= RECOVERY_HOLD_S - 5e-4:
+            return since_s - begin_s
+    return end_s - begin_s
+
+
+@dataclass(frozen=True)
+class KPI:
+    """One KPI: unit, direction (+1 higher is better, -1 lower, 0 neither), definition and function."""
+
+    unit: str
+    better: int
+    meaning: str
+    of: Callable[[Window], float]
+
+
+KPIS: dict[str, KPI] = {
+    "latency_mean_s": KPI("s", -1, "mean client latency of answered requests",
+                          lambda w: ratio(float(w.latency_s_N.sum()), len(w.latency_s_N))),
+    "latency_p50_s": KPI("s", -1, "median client latency, from raw requests", lambda w: quantile(w, 0.50)),
+    "latency_p95_s": KPI("s", -1, "95th percentile of client latency, from raw requests", lambda w: quantile(w, 0.95)),
+    "latency_p99_s": KPI("s", -1, "99th percentile of client latency, from raw requests", lambda w: quantile(w, 0.99)),
+    "throughput_rps": KPI("req/s", 1, "requests answered per second", lambda w: len(w.latency_s_N) / w.duration_s),
+    "goodput_rps": KPI("req/s", 1, "requests answered within the SLO per second", lambda w: w.good / w.duration_s),
+    "success_rate": KPI("1", 1, "answered / (answered + failed)",
+                        lambda w: ratio(len(w.latency_s_N), len(w.latency_s_N) + w.failed)),
+    "qos_violation_rate": KPI("1", -1, "requests late, failed, or open and overdue at the end / all of these and the good",
+                              lambda w: ratio(w.judged - w.good, w.judged)),
+    "slo_attainment": KPI("1", 1, "share of ticks whose p95 meets the SLO", slo_attainment),
+    "cpu_utilization": KPI("1", 1, "CPU used / CPU limit of the replicas that hold resources",
+                           lambda w: ratio(w.integral(w.ticks.cpu_cores_used_T), w.integral(w.ticks.cpu_cores_limit_T))),
+    "memory_utilization": KPI("1", 0, "host memory held / host memory of the node",
+                              lambda w: w.mean(w.ticks.memory_bytes_T) / w.node_memory_bytes),
+    "gpu_utilization": KPI("1", 0, "share of time at which a kernel ran, averaged over the GPUs (device level)",
+                           lambda w: w.mean(w.ticks.gpu_busy_T)),
+    "vram_utilization": KPI("1", 0, "GPU memory held / GPU memory",
+                            lambda w: w.mean(w.ticks.vram_bytes_T) / (w.gpus * w.gpu_vram_bytes)),
+    "goodput_per_gpu_s": KPI("req/s", 1, "requests answered within the SLO per GPU-second used",
+                             lambda w: ratio(w.good, w.gpus * w.integral(w.ticks.gpu_busy_T))),
+    "goodput_per_replica_s": KPI("req/s", 1, "requests answered within the SLO per replica-second held",
+                                 lambda w: ratio(w.good, w.integral(w.ticks.replicas_alive_T))),
+    "replicas_mean": KPI("1", -1, "mean replicas that hold resources", lambda w: w.mean(w.ticks.replicas_alive_T)),
+    "replica_seconds": KPI("s", -1, "replicas that hold resources, integrated over the episode",
+                           lambda w: w.integral(w.ticks.replicas_alive_T)),
+    "gpu_seconds": KPI("s", -1, "GPU time used", lambda w: w.gpus * w.integral(w.ticks.gpu_busy_T)),
+    "scale_events": KPI("1", -1, "changes of the replicas asked for, tick to tick", scale_events),
+    "recovery_s": KPI("s", -1, "mean time from the start and from each rise of the load until p95 meets the SLO for 30 s",
+                      recovery_s),
+}  # fmt: skip
+
+HEADLINE = (
+    "latency_p95_s",
+    "qos_violation_rate",
+    "throughput_rps",
+    "goodput_rps",
+    "gpu_utilization",
+    "goodput_per_gpu_s",
+    "replica_seconds",
+)
+"""The KPIs the study's question names: latency, QoS, throughput, GPU utilisation and efficiency, cost."""
+
+
+def kpis(window: Window) -> dict[str, float]:
+    """Return every KPI of a trial by name."""
+    return {name: float(kpi.of(window)) for name, kpi in KPIS.items()}

@@ -1,0 +1,136 @@
+"""The ports: what a cluster, a policy, a load, a reward and an action each must do.
+
+Each option is a class with a nested `Config` dataclass, the type of its YAML file, and is built as
+`Option(config)`. Axis E counts environments; real clusters have E = 1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusched.core.controls import Controls, Limits
+from gpusched.core.load import LoadPlan
+from gpusched.core.logs import RequestLog, TickLog
+from gpusched.core.observation import Observation, Outcome
+from gpusched.core.service import Service
+from gpusched.core.trial import TrialSpec
+
+
+class Option:
+    """Anything a config group chooses: built from the Config of its own class."""
+
+    Config: ClassVar[type]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+
+class Load(Option, ABC):
+    """Draws users or arrivals before a trial."""
+
+    @abstractmethod
+    def plan(self, duration_s: float, rng: np.random.Generator) -> LoadPlan:
+        """Return the load over [0, duration_s), warm-up included."""
+
+
+class Policy(Option, ABC):
+    """Observation → controls. Sees no clock, no backend, no future."""
+
+    trained: ClassVar[bool] = False
+    """True where `load` must be given a trained model before `reset`."""
+
+    def load(self, folder: str) -> None:
+        """Take the trained model stored in `folder`; only called where `trained` is True."""
+
+    @abstractmethod
+    def reset(self, limits: Limits, seed: np.random.SeedSequence, envs: int = 1) -> None:
+        """Begin an episode in every environment."""
+
+    @abstractmethod
+    def act(self, observation: Observation) -> Controls:
+        """Return the controls to hold until the next control tick."""
+
+
+class Reward(Option, ABC):
+    """Turns the outcome of a control interval into the training signal. Never a KPI."""
+
+    @property
+    @abstractmethod
+    def slo_s(self) -> float:
+        """The latency objective, also the one KPIs are judged by."""
+
+    @abstractmethod
+    def score(self, outcome: Outcome) -> NDArray[np.float64]:
+        """Return the reward of each environment, shape [E]."""
+
+
+class Action(Option, ABC):
+    """The levers a learning policy holds: a multi-discrete space and its meaning."""
+
+    @abstractmethod
+    def sizes(self, limits: Limits) -> list[int]:
+        """Return the number of choices of each of the A levers."""
+
+    @abstractmethod
+    def decode(self, choice_EA: NDArray[np.int64], limits: Limits) -> Controls:
+        """Return the controls that each row of choices stands for."""
+
+
+@dataclass(kw_only=True)
+class Episode:
+    """What one environment is to live through: its load and its own random stream."""
+
+    plan: LoadPlan
+    seed: np.random.SeedSequence
+
+
+class Cluster(Option, ABC):
+    """Where replicas run. Owns the clock: `step` returns at the next control tick.
+
+    `record` False lets a simulator drop the logs of requests and ticks, which training never reads.
+    """
+
+    limits: Limits
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        service: Service,
+        trial: TrialSpec,
+        limits: Limits,
+        slo_s: float,
+        envs: int = 1,
+        record: bool = True,
+    ) -> None:
+        super().__init__(config)
+        self.service, self.trial, self.limits = service, trial, limits
+        self.slo_s, self.envs, self.record = slo_s, envs, record
+
+    @abstractmethod
+    def reset(self, episodes: Sequence[Episode], envs: Sequence[int] | None = None) -> Observation:
+        """Start the given environments (all by default), live through the warm-up, return what all see.
+
+        During the warm-up the start replicas serve the load and nobody scales.
+        """
+
+    @abstractmethod
+    def step(self, controls: Controls) -> Observation:
+        """Apply the controls and return what is seen one control interval later."""
+
+    @abstractmethod
+    def outcome(self) -> Outcome:
+        """Return what really happened in the last control interval."""
+
+    @abstractmethod
+    def logs(self, env: int = 0) -> tuple[RequestLog, TickLog]:
+        """Return the whole record of one environment since its reset, warm-up included."""
+
+    def close(self) -> None:
+        """Leave everything as it was found."""
