@@ -1,0 +1,1 @@
+"""Where replicas run: thin adapters behind one port."""

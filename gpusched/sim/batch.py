@@ -1,0 +1,320 @@
+"""E independent simulations stepped together: allocation, reset, and the thread pool over the compiled engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusched.core.controls import METRICS, UNSET, Controls, HPASpec
+from gpusched.core.logs import RequestLog, TickLog
+from gpusched.core.observation import Observation
+from gpusched.core.ports import Episode
+from gpusched.core.seeds import child, states
+from gpusched.core.service import Service
+from gpusched.sim import hpa, readout
+from gpusched.sim.records import (
+    ACCOUNT, BINS, DCGM_BEGIN, DCGM_END, DETERMINISTIC, EVENT, FREE, INF, INSTANCE, LEVEL, LOG_FULL, LOGNORMAL,
+    METRICS_SERVER, NODE, POD, READY, RESOURCE, SCRAPE, SCRAPED, SIM, USER, Env,
+)  # fmt: skip
+
+HPA_RULES, HPA_RECS, HPA_EVENTS = 16, 512, 512
+OPEN_SLOTS = 4096
+"""Requests of an open load that can be under way at once; more are refused at the client."""
+LONG_AGO_S = 3600.0
+"""Age of the start replicas at t = 0: past every start-up period."""
+
+
+@dataclass(kw_only=True)
+class Clocks:
+    """Periods of the metrics pipeline and the control plane, in seconds."""
+
+    scrape_s: float = 5.0
+    window_s: float = 30.0
+    metrics_server_s: float = 15.0
+    hpa_sync_s: float = 15.0
+    dcgm_s: float = 5.0
+    dcgm_window_s: float = 1.0
+    api_delay_s: float = 0.1
+
+
+class BatchSim:
+    """E environments of one service; the arrays grow when an episode needs more users, and are reused."""
+
+    def __init__(
+        self, service: Service, *, envs: int, max_replicas: int, clocks: Clocks, slo_s: float,
+        start_replicas: int = 1, instances_max: int | None = None, tick_s: float = 5.0, record: bool = True, threads: int = 1,
+    ) -> None:  # fmt: skip
+        self.service, self.clocks, self.envs = service, clocks, envs
+        self.slo_s, self.tick_s, self.record = slo_s, tick_s, record
+        self.start_replicas = start_replicas
+        self.pod_slots = 2 * max_replicas + 1
+        self.instances_max = max(int(service.instances.value), instances_max or 1)
+        self.threads = max(1, min(threads, envs))
+        self.pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        self.env = self._allocate(users=1, levels=1, arrivals=1, log_rows=1)
+        self.sent: HPASpec | None = None
+        self.rows: list[list[NDArray[Any]]] = [[] for _ in range(envs)]
+        self.ticks_ETC = np.zeros((envs, 0, len(TickLog.columns())))
+        self.seen_EF = np.full((envs, len(Observation.columns())), np.nan)
+        self.interval_EC = np.zeros((envs, len(ACCOUNT)))
+        self.p95_E = np.full(envs, np.nan)
+        self.status_E = np.zeros(envs, dtype=np.int64)
+
+    # --- memory ---
+
+    def _allocate(self, *, users: int, levels: int, arrivals: int, log_rows: int) -> Env:
+        E, P, G = self.envs, self.pod_slots, int(self.service.gpus.value)
+        slots, leaves = P * self.instances_max, 1 << (P + G + 1).bit_length()
+        window = max(2, round(self.clocks.window_s / self.clocks.scrape_s) + 1)
+
+        def zeros(*shape: int, dtype: Any = np.float64) -> NDArray[Any]:
+            return np.zeros((E, *shape), dtype=dtype)
+
+        return Env(
+            sim_E=zeros(dtype=SIM), users_EU=zeros(users, dtype=USER), events_EU=zeros(users + 1, dtype=EVENT),
+            pods_EP=zeros(P, dtype=POD), instances_EPI=zeros(slots, dtype=INSTANCE), nodes_EPI=zeros(slots, dtype=NODE),
+            resources_ER=zeros(P + G, dtype=RESOURCE), endpoints_EP=zeros(P, dtype=np.int64),
+            tree_t_EL=zeros(2 * leaves), tree_leaf_EL=zeros(2 * leaves, dtype=np.int64), slow_E8=zeros(8),
+            histogram_EB=zeros(BINS, dtype=np.int64), scraped_EWC=zeros(window, len(SCRAPED)),
+            scraped_histogram_EWB=zeros(window, BINS, dtype=np.int64),
+            log_start_EK=zeros(log_rows), log_latency_EK=zeros(log_rows), log_status_EK=zeros(log_rows, dtype=np.int8),
+            level_s_EV=zeros(levels), level_users_EV=zeros(levels, dtype=np.int64), arrival_s_EN=zeros(arrivals),
+            hpa_spec_E=zeros(dtype=hpa.SPEC), hpa_metric_EM=zeros(1, dtype=hpa.METRIC),
+            hpa_rules_ER=zeros(HPA_RULES, dtype=hpa.RULE), hpa_memory_E=np.zeros(E + 1, dtype=hpa.MEMORY),
+            hpa_recs_ER=zeros(HPA_RECS, dtype=hpa.REC), hpa_up_ER=zeros(HPA_EVENTS, dtype=hpa.EVENT),
+            hpa_down_ER=zeros(HPA_EVENTS, dtype=hpa.EVENT), hpa_pods_EP=zeros(P, dtype=hpa.POD),
+            hpa_value_EMP=zeros(1, P, dtype=np.int64), hpa_sample_ms_EMP=zeros(1, P, dtype=np.int64),
+            hpa_window_ms_EMP=zeros(1, P, dtype=np.int64), hpa_has_EMP=zeros(1, P, dtype=np.bool_),
+            hpa_request_EMP=zeros(1, P, dtype=np.int64), hpa_object_EM=zeros(1, dtype=np.int64),
+            hpa_object_ok_EM=zeros(1, dtype=np.int64), hpa_status_EM=zeros(1, dtype=hpa.STATUS),
+            tick_histogram_EB=zeros(BINS, dtype=np.int64), tick_account_EC=zeros(len(ACCOUNT)),
+            control_histogram_EB=zeros(BINS, dtype=np.int64), control_account_EC=zeros(len(ACCOUNT)),
+        )  # fmt: skip
+
+    def _make_room(self, episodes: Sequence[Episode]) -> None:
+        """Grow the arrays whose size the loads decide; the environments keep what they hold."""
+        plans = [episode.plan for episode in episodes]
+        users = max(OPEN_SLOTS if plan.is_open else max(plan.max_users, 1) for plan in plans)
+        levels = max(len(plan.from_s_K) for plan in plans)
+        arrivals = max(1 if plan.arrivals_s_N is None else len(plan.arrivals_s_N) for plan in plans)
+        rows = 2 * users + 64 + 65536 if self.record else 1
+        old = self.env
+        sizes = {
+            "users_EU": users, "events_EU": users + 1, "level_s_EV": levels, "level_users_EV": levels,
+            "arrival_s_EN": max(arrivals, 1), "log_start_EK": rows, "log_latency_EK": rows, "log_status_EK": rows,
+        }  # fmt: skip
+        grown = {}
+        for name, size in sizes.items():
+            before = getattr(old, name)
+            if before.shape[1] < size:
+                after = np.zeros((self.envs, size), dtype=before.dtype)
+                after[:, : before.shape[1]] = before
+                if name == "level_s_EV":
+                    after[:, before.shape[1] :] = INF
+                if name == "users_EU":
+                    after["rng"][:, before.shape[1] :] = 0
+                grown[name] = after
+        self.env = old._replace(**grown)
+
+    # --- episodes ---
+
+    def reset(self, episodes: Sequence[Episode], envs: Sequence[int]) -> None:
+        """Put the given environments at t = 0 with their start replicas ready and the load about to begin."""
+        self._make_room(episodes)
+        for e, episode in zip(envs, episodes, strict=True):
+            self._reset_one(e, episode)
+
+    def _reset_one(self, e: int, episode: Episode) -> None:
+        env, plan = self.env, episode.plan
+        for name, array in zip(Env._fields, env, strict=True):
+            if name not in ("hpa_spec_E", "hpa_metric_EM", "hpa_rules_ER"):  # one HPA for all, sent once
+                array[e] = np.zeros((), dtype=array.dtype)
+        self.rows[e] = []
+        users_seed, keys_seed, clocks_seed, pods_seed = (child(episode.seed, k) for k in range(4))
+        sim = env.sim_E[e : e + 1]
+        self._fill_constants(sim)
+        sim["rng"], sim["pod_key"], sim["user_key"] = states(keys_seed, 3)
+        env.users_EU["rng"][e] = states(users_seed, env.users_EU.shape[1])
+        self._fill_load(e, sim, episode)
+        self._fill_clocks(e, np.random.default_rng(clocks_seed))
+        self._start_replicas(e, np.random.default_rng(pods_seed))
+        sim["think_min_s"], sim["think_span_s"] = plan.think_min_s, plan.think_max_s - plan.think_min_s
+        env.tree_t_EL[e] = INF
+        for leaf in range(env.tree_leaf_EL.shape[1] // 2):
+            readout.set_leaf(env, e, leaf, INF)
+        readout.set_leaf(env, e, 0, env.events_EU["t"][e, 0] if sim["events"][0] else INF)
+        readout.set_leaf(env, e, self.pod_slots + int(sim["gpus"][0]) + 1, 0.0)
+
+    def _fill_constants(self, sim: NDArray[Any]) -> None:
+        s = {name: c.value for name, c in self.service.constants().items()}
+        same = (
+            "gpu_alpha_s", "gpu_beta_s", "host_alpha_s", "host_beta_s", "queue_delay_s", "queue_timeout_s",
+            "pod_vram_bytes", "instance_vram_bytes", "pod_memory_bytes", "node_cpu_cores", "schedule_min_s",
+            "probe_delay_s", "probe_period_s", "endpoint_min_s", "prestop_s", "grace_s", "cfs_period_s",
+            "gpus", "max_batch", "queue_size", "connection_requests", "instances",
+        )  # fmt: skip
+        for name in same:
+            sim[name] = s[name]
+        sim["gpu_dist"] = LOGNORMAL if s["gpu_cv"] > 0 else DETERMINISTIC
+        sim["gpu_sigma"] = math.sqrt(math.log1p(s["gpu_cv"] ** 2))
+        sim["half_client_s"] = 0.5 * s["client_s"]
+        sim["tail_median_s"], sim["tail_sigma"] = s["client_tail_median_s"], s["client_tail_sigma"]
+        sim["schedule_span_s"] = s["schedule_max_s"] - s["schedule_min_s"]
+        sim["endpoint_span_s"] = s["endpoint_max_s"] - s["endpoint_min_s"]
+        sim["start_sigma"] = math.sqrt(math.log1p(s["start_cv"] ** 2))
+        sim["start_mu"] = math.log(max(s["start_s"], 1e-9)) - 0.5 * sim["start_sigma"] ** 2
+        sim["resize_delay_s"], sim["api_delay_s"] = s["resize_s"], self.clocks.api_delay_s
+        sim["usable_vram_bytes"] = self.service.usable_vram_bytes
+        sim["mps"] = self.service.sharing == "mps"
+        sim["gpu_capacity"] = 1.0
+        sim["gpu_shared_loss"] = 0.0 if sim["mps"] else s["gpu_switch_s"] / s["gpu_slice_s"]
+        sim["gpu_loss_per_job"] = s["mps_interference"] if sim["mps"] else 0.0
+        sim["cpu_limit"] = sim["cpu_applied"] = s["cpu_limit_cores"]
+        sim["request_per_limit"] = s["cpu_request_cores"] / s["cpu_limit_cores"]
+        sim["gpu_share"], sim["slo_s"] = 1.0, self.slo_s
+        sim["hpa_metric"] = METRICS.index(self.sent.metric) if self.sent else 0
+        sizes = self.service.preferred_batches or [int(s["max_batch"])]
+        sim["preferred_mask"], sim["preferred_max"] = sum(1 << b for b in sizes), max(sizes)
+        # apps/v1 defaults: 25 % each, surge rounded up and unavailability rounded down
+        sim["surge_percent"] = sim["unavailable_percent"] = 25
+
+    def _fill_load(self, e: int, sim: NDArray[Any], episode: Episode) -> None:
+        env, plan = self.env, episode.plan
+        sim["users"] = env.users_EU.shape[1]
+        if plan.arrivals_s_N is None:
+            n = len(plan.from_s_K)
+            env.level_s_EV[e] = INF
+            env.level_s_EV[e, :n], env.level_users_EV[e, :n] = plan.from_s_K, plan.users_K
+            return
+        arrivals_s_N = plan.arrivals_s_N
+        env.level_s_EV[e] = INF
+        env.arrival_s_EN[e] = INF
+        env.arrival_s_EN[e, : len(arrivals_s_N)] = arrivals_s_N
+        env.users_EU["next"][e] = np.arange(1, env.users_EU.shape[1] + 1)
+        env.users_EU["next"][e, -1] = -1
+        sim["is_open"] = 1
+        if len(arrivals_s_N):
+            env.events_EU[e, 0] = (arrivals_s_N[0] + sim["half_client_s"][0], -1)
+            sim["events"] = 1
+
+    def _fill_clocks(self, e: int, rng: np.random.Generator) -> None:
+        """Every periodic process starts at a phase of its own, as on a real cluster."""
+        clocks, sim, slow = self.clocks, self.env.sim_E[e : e + 1], self.env.slow_E8[e]
+        sim["scrape_s"], sim["metrics_server_s"] = clocks.scrape_s, clocks.metrics_server_s
+        sim["hpa_sync_s"], sim["dcgm_s"] = clocks.hpa_sync_s, clocks.dcgm_s
+        sim["dcgm_window_s"] = min(clocks.dcgm_window_s, clocks.dcgm_s)
+        sim["window"] = self.env.scraped_EWC.shape[1]
+        sim["record"] = self.record
+        sim["gpu_seen"] = sim["gpu_seen_at_s"] = np.nan
+        slow[:] = INF
+        slow[LEVEL] = self.env.level_s_EV[e, 0]
+        slow[SCRAPE] = clocks.scrape_s * rng.random()
+        slow[METRICS_SERVER] = clocks.metrics_server_s * rng.random()
+        slow[DCGM_BEGIN] = clocks.dcgm_s * rng.random()
+        slow[DCGM_END] = slow[DCGM_BEGIN] + sim["dcgm_window_s"][0]
+
+    def _start_replicas(self, e: int, rng: np.random.Generator) -> None:
+        """Start with replicas that have long been ready, on GPUs in turn."""
+        env, sim = self.env, self.env.sim_E[e : e + 1]
+        P, G = self.pod_slots, int(sim["gpus"][0])
+        sim["pods"], sim["instances_max"] = P, self.instances_max
+        sim["leaves"] = env.tree_t_EL.shape[1] // 2
+        sim["replicas"] = self.start_replicas
+        gpus = env.resources_ER[e, P:]
+        gpus["capacity"], gpus["per_job"] = sim["gpu_capacity"], 1.0
+        gpus["shared_loss"], gpus["loss_per_job"] = sim["gpu_shared_loss"], sim["gpu_loss_per_job"]
+        env.resources_ER[e]["root"] = -1
+        env.pods_EP[e]["state"] = FREE
+        env.pods_EP[e]["endpoint"] = -1
+        for p in range(self.start_replicas):
+            readout.place_ready(env, e, p, p % G, -LONG_AGO_S, float(rng.random()))
+
+    # --- steps ---
+
+    def apply(self, controls: Controls) -> None:
+        """Set the desired state of every environment."""
+        E = self.envs
+        if controls.hpa is not None and controls.hpa != self.sent:
+            self._send_hpa(controls.hpa)
+        target_E = controls.hpa_target_E
+        if target_E is None:
+            target_E = np.full(E, controls.hpa.target if controls.hpa else 0.0)
+        readout.apply_all(
+            self.env,
+            np.asarray(controls.replicas_E, dtype=np.int64),
+            1 if controls.hpa is not None else 0,
+            np.asarray(target_E, dtype=np.float64),
+            _or_unset(controls.cpu_cores_E, E, np.float64),
+            _or_unset(controls.instances_E, E, np.int64),
+            _or_unset(controls.gpu_share_E, E, np.float64),
+        )
+
+    def _send_hpa(self, spec: HPASpec) -> None:
+        packed, env = hpa.pack(spec), self.env
+        env.hpa_spec_E[:] = packed.spec[0]
+        env.hpa_metric_EM[:, 0] = packed.metrics_M[0]
+        env.hpa_rules_ER[:, : len(packed.rules)] = packed.rules
+        env.sim_E["hpa_metric"] = METRICS.index(spec.metric)
+        self.sent = spec
+
+    def step(self, until_s_E: NDArray[np.float64], envs: Sequence[int] | None = None) -> None:
+        """Advance environments to `until_s_E`; fills seen_EF, interval_EC (differences of ACCOUNT) and p95_E."""
+        if self.record:
+            self._room_for_ticks(float(until_s_E.max()))
+        if envs is not None:
+            for e in envs:
+                self._run(e, e + 1, until_s_E)
+        elif self.pool is None:
+            self._run(0, self.envs, until_s_E)
+        else:
+            edges = np.linspace(0, self.envs, self.threads + 1).astype(int)
+            list(self.pool.map(lambda a, b: self._run(a, b, until_s_E), edges[:-1], edges[1:]))
+
+    def _run(self, first: int, last: int, until_s_E: NDArray[np.float64]) -> None:
+        readout.step_range(
+            self.env, int(first), int(last), until_s_E, self.tick_s, self.ticks_ETC,
+            self.seen_EF, self.interval_EC, self.p95_E, self.status_E,
+        )  # fmt: skip
+        for e in range(first, last):
+            while self.status_E[e] == LOG_FULL:
+                self._drain(e)
+                readout.step_range(
+                    self.env, e, e + 1, until_s_E, self.tick_s, self.ticks_ETC,
+                    self.seen_EF, self.interval_EC, self.p95_E, self.status_E,
+                )  # fmt: skip
+
+    def _room_for_ticks(self, until_s: float) -> None:
+        need = round(until_s / self.tick_s) + 1
+        have = self.ticks_ETC.shape[1]
+        if have < need:
+            more = np.zeros((self.envs, max(need, 2 * have) - have, self.ticks_ETC.shape[2]))
+            self.ticks_ETC = np.concatenate([self.ticks_ETC, more], axis=1)
+
+    def _drain(self, e: int) -> None:
+        env = self.env
+        n = int(env.sim_E["log_rows"][e])
+        columns = (env.log_start_EK, env.log_latency_EK, env.log_status_EK)
+        self.rows[e].append(np.stack([c[e, :n].astype(np.float64) for c in columns]))
+        env.sim_E["log_rows"][e] = 0
+
+    def logs(self, e: int) -> tuple[RequestLog, TickLog]:
+        """Return all requests (open ones last, with their age) and ticks of one environment since its reset."""
+        self._drain(e)
+        done = np.concatenate(self.rows[e], axis=1)
+        users, now_s = self.env.users_EU[e], float(self.env.sim_E["t"][e])
+        open_s = users["send_s"][readout.open_requests(users)]
+        start = np.concatenate([done[0], open_s])
+        latency = np.concatenate([done[1], now_s - open_s])
+        status = np.concatenate([done[2], np.full(len(open_s), RequestLog.UNFINISHED)]).astype(np.int8)
+        ticks = TickLog.from_table(self.ticks_ETC[e, : int(self.env.sim_E["ticks"][e])])
+        return RequestLog(start_s_N=start, latency_s_N=latency, status_N=status), ticks
+
+
+def _or_unset(values: NDArray[Any] | None, n: int, dtype: Any) -> NDArray[Any]:
+    return np.full(n, UNSET, dtype=dtype) if values is None else np.asarray(values, dtype=dtype)

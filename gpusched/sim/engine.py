@@ -1,0 +1,293 @@
+"""The event loop: users, balancer, Triton batching, host phase, GPU phase, answers.
+
+Each event is decoded into what it asks for (an arrival, a batch to form, jobs to place, answers to give), and each
+of these is then done at one place in the loop: a helper with one caller is inlined, which is worth a factor of 1.8.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numpy.typing import NDArray
+
+from gpusched.core.logs import RequestLog
+from gpusched.sim import control
+from gpusched.sim.primitives import (
+    bin_of, fork, heap_drop, heap_push, jit, normal, resource_add, resource_done, resource_edge, resource_pass_edge,
+    resource_pop, resource_sync, tree_set, uniform,
+)  # fmt: skip
+from gpusched.sim.records import (
+    EXECUTING, EXPONENTIAL, INACTIVE, INF, LOG_FULL, LOGNORMAL, QUEUED, REACHED, READY, TERMINATING, THINKING, Env,
+)  # fmt: skip
+
+OK, FAILED, UNFINISHED = RequestLog.OK, RequestLog.FAILED, RequestLog.UNFINISHED
+
+
+@jit
+def batch_size(queued: int, due: bool, sim: Any) -> int:
+    """Requests Triton's dynamic batcher sends now, 0 to wait (dynamic_batch_scheduler.cc, GetDynamicBatch).
+
+    Batches form when an instance is idle: the profile bounds the queue, and a queue policy switches
+    Triton's payload prefetching off. `due`: the oldest request has waited for the queue delay.
+    """
+    total = min(queued, sim.max_batch)
+    preferred = total
+    while preferred > 0 and not (sim.preferred_mask >> preferred) & 1:
+        preferred -= 1
+    if preferred > 0 and (not due or sim.queue_delay_s == 0.0):
+        return int(preferred)
+    if queued > sim.max_batch or total >= sim.preferred_max or due:
+        return int(total)
+    return 0
+
+
+@jit
+def gpu_work_s(sim: Any, pod: Any, size: int) -> float:
+    """GPU time of one batch: alpha + beta·b, with the profile's scatter."""
+    mean_s = sim.gpu_alpha_s + sim.gpu_beta_s * size
+    if sim.gpu_dist == LOGNORMAL:
+        return float(mean_s * math.exp(sim.gpu_sigma * normal(pod) - 0.5 * sim.gpu_sigma * sim.gpu_sigma))
+    if sim.gpu_dist == EXPONENTIAL:
+        return float(-mean_s * math.log(uniform(pod)))
+    return float(mean_s)
+
+
+@jit
+def choose_pod(sim: Any, user: Any, pods: NDArray[Any], endpoints: NDArray[Any], t: float) -> int:
+    """The pod a request goes to: that of the kept-alive connection, else a random endpoint; -1 without one.
+
+    kube-proxy (iptables, nftables) chooses uniformly per connection; a connection outlives its endpoint
+    until the pod's process is told to stop.
+    """
+    u = uniform(user)  # drawn every time, so streams stay aligned whatever a policy does to connections
+    if user.left > 0:
+        pod = pods[user.pod]
+        if pod.uid == user.uid and (pod.state == READY or (pod.state == TERMINATING and t < pod.sigterm_s)):
+            user.left -= 1
+            return int(user.pod)
+    if sim.endpoints == 0:
+        return -1
+    p = endpoints[min(int(u * sim.endpoints), sim.endpoints - 1)]
+    user.pod = p
+    user.uid = pods[p].uid
+    user.left = sim.connection_requests - 1 if sim.connection_requests > 0 else 1 << 30
+    return int(p)
+
+
+@jit
+def run(env: Env, e: int, until: float) -> int:  # noqa: PLR0915 - one loop, one stack frame: see the module docstring
+    """Advance environment e to `until`; returns REACHED, or LOG_FULL when the request log must be emptied first."""
+    sim = env.sim_E[e]
+    users, heap, pods = env.users_EU[e], env.events_EU[e], env.pods_EP[e]
+    instances, nodes, resources = env.instances_EPI[e], env.nodes_EPI[e], env.resources_ER[e]
+    endpoints, slow, histogram = env.endpoints_EP[e], env.slow_E8[e], env.histogram_EB[e]
+    tree_t, tree_leaf = env.tree_t_EL[e], env.tree_leaf_EL[e]
+    log_start, log_latency, log_status = env.log_start_EK[e], env.log_latency_EK[e], env.log_status_EK[e]
+    arrivals = env.arrival_s_EN[e]
+    P, G, per_pod, leaves = sim.pods, sim.gpus, sim.instances_max, sim.leaves
+    log_limit = len(log_start) - len(users) - sim.max_batch if sim.record else 1 << 60
+
+    while tree_t[1] <= until:
+        if sim.log_rows > log_limit:
+            return LOG_FULL
+        t = tree_t[1]
+        leaf = tree_leaf[1]
+        sim.t = t
+        p = -1  # pod whose queue or instances changed
+        g = -1  # GPU whose jobs changed
+        node = -1  # instance ready for its GPU phase
+        answered = -1  # users to answer, chained by `next`
+        refused = -1
+        arrives = False  # an open load's next arrival must be scheduled
+
+        # 1. What happens?
+        if leaf == 0:
+            u = heap[0].user
+            heap_drop(heap, sim.events)
+            sim.events -= 1
+            if sim.is_open:
+                arrives = True
+                u = sim.free_slot
+                if u >= 0:
+                    sim.free_slot = users[u].next
+                    users[u].rng = fork(sim.user_key, sim.arrival)
+                    users[u].left = 0
+            if u < 0 or (not sim.is_open and u >= sim.target_users):
+                if u >= 0:
+                    users[u].state = INACTIVE
+                else:
+                    sim.failed += 1
+            else:
+                user = users[u]
+                user.send_s = t - sim.half_client_s
+                user.next = -1
+                p = choose_pod(sim, user, pods, endpoints, t)
+                if p < 0 or (sim.queue_size > 0 and pods[p].queued >= sim.queue_size):
+                    refused = u
+                    p = -1
+                else:
+                    pod = pods[p]
+                    user.enqueue_s = t
+                    user.state = QUEUED
+                    if pod.queued == 0:
+                        pod.head = u
+                    else:
+                        users[pod.tail].next = u
+                    pod.tail = u
+                    pod.queued += 1
+                    pod.in_flight += 1
+                    sim.in_flight += 1
+        elif leaf <= P + G:
+            r = resources[leaf - 1]
+            done = resource_done(r, nodes)
+            edge = resource_edge(r)
+            if leaf <= P:
+                p = leaf - 1
+            else:
+                g = leaf - 1 - P
+            if leaf <= P and pods[p].batch_s <= min(done, edge):
+                pods[p].batch_s = INF  # the queue delay is over: the batcher looks again below
+            elif edge < done:
+                resource_pass_edge(r, t)
+            else:
+                node = resource_pop(r, nodes, t)
+                p = node // per_pod
+                if leaf > P:
+                    instance = instances[node]
+                    pod = pods[p]
+                    answered = instance.head
+                    pod.in_flight -= instance.size
+                    sim.in_flight -= instance.size
+                    sim.batches += 1
+                    instance.size = 0
+                    instance.on_gpu = 0
+                    instance.head = pod.free
+                    pod.free = node
+                    node = -1
+                    if pod.state == TERMINATING and pod.in_flight == 0:
+                        pod.life_s = min(pod.life_s, max(t, pod.sigterm_s))
+        else:
+            refused = control.slow_event(env, e, t)
+
+        # 2. Form batches while an instance is idle, and place host and GPU phases.
+        while p >= 0:
+            pod = pods[p]
+            on_gpu = node >= 0
+            if node < 0:
+                if pod.free < 0 or pod.queued == 0:
+                    break
+                if sim.queue_timeout_s > 0.0:
+                    while pod.queued > 0 and t - users[pod.head].enqueue_s > sim.queue_timeout_s:
+                        u = pod.head
+                        pod.head = users[u].next
+                        pod.queued -= 1
+                        pod.in_flight -= 1
+                        sim.in_flight -= 1
+                        users[u].next = refused
+                        refused = u
+                    if pod.queued == 0:
+                        break
+                due_s = users[pod.head].enqueue_s + sim.queue_delay_s
+                size = batch_size(pod.queued, t >= due_s, sim)
+                if size == 0:
+                    pod.batch_s = due_s
+                    break
+                pod.batch_s = INF
+                node = pod.free
+                instance = instances[node]
+                pod.free = instance.head
+                instance.head = pod.head
+                instance.size = size
+                u = pod.head
+                for k in range(size):
+                    u = pod.head
+                    users[u].state = EXECUTING
+                    sim.queue_sum_s += t - users[u].enqueue_s
+                    pod.head = users[u].next
+                users[u].next = -1
+                pod.queued -= size
+                work_s = sim.host_alpha_s + sim.host_beta_s * size
+                on_gpu = work_s <= 0.0
+            if on_gpu:
+                g = pod.gpu
+                instance = instances[node]
+                instance.on_gpu = 1
+                work_s = gpu_work_s(sim, pod, instance.size)
+            resource_add(resources[P + g if on_gpu else p], nodes, node, work_s, t)
+            node = -1
+
+        # 3. Answer, log, and let users think.
+        while True:
+            if arrives:
+                arrives = False
+                sim.arrival += 1
+                if sim.arrival >= len(arrivals):
+                    continue
+                next_s = arrivals[sim.arrival] + sim.half_client_s
+                u = -1
+            else:
+                if answered >= 0:
+                    u = answered
+                    answered = users[u].next
+                    status = OK
+                elif refused >= 0:
+                    u = refused
+                    refused = users[u].next
+                    status = FAILED
+                else:
+                    break
+                user = users[u]
+                answer_s = t + sim.half_client_s + sim.tail_median_s * math.exp(sim.tail_sigma * normal(user))
+                latency_s = answer_s - user.send_s
+                if status == OK:
+                    sim.completed += 1
+                    sim.latency_sum_s += latency_s
+                    histogram[bin_of(latency_s)] += 1
+                    if latency_s > sim.slo_s:
+                        sim.slow += 1
+                else:
+                    sim.failed += 1
+                if sim.record:
+                    log_start[sim.log_rows] = user.send_s
+                    log_latency[sim.log_rows] = latency_s
+                    log_status[sim.log_rows] = status
+                    sim.log_rows += 1
+                user.state = THINKING
+                if sim.is_open:
+                    user.next = sim.free_slot
+                    sim.free_slot = u
+                    continue
+                next_s = answer_s + sim.think_min_s + sim.think_span_s * uniform(user) + sim.half_client_s
+            heap_push(heap, sim.events, next_s, u)
+            sim.events += 1
+
+        # 4. When is the next event of each source that changed?
+        everything = leaf > P + G
+        for k in range(P + G + 2 if everything else 3):
+            changed = k
+            if not everything:
+                changed = 0 if k == 0 else (1 + p if k == 1 else (1 + P + g if g >= 0 else -1))
+                if changed < 0 or (k == 1 and p < 0):
+                    continue
+            next_t = INF
+            if changed == 0:
+                if sim.events > 0:
+                    next_t = heap[0].t
+            elif changed <= P + G:
+                r = resources[changed - 1]
+                next_t = min(resource_done(r, nodes), resource_edge(r))
+                if changed <= P:
+                    next_t = min(next_t, pods[changed - 1].batch_s)
+            else:
+                next_t = control.next_slow_s(env, e)
+            tree_set(tree_t, tree_leaf, leaves, changed, next_t)
+        if p >= 0 and pods[p].state == TERMINATING and not everything:
+            tree_set(tree_t, tree_leaf, leaves, P + G + 1, control.next_slow_s(env, e))
+    sim.t = until
+    for k in range(P + G):
+        resource_sync(resources[k], until)
+    control.accrue(env, e, until)
+    return REACHED
+
+

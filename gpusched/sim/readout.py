@@ -1,0 +1,197 @@
+"""What is read off the engine: accounts, tick rows, observations; and what is written to it: controls. Compiled."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusched.sim.control import (
+    BY_CPU, CADVISOR_BASE_S, accrue, cpu_used_s, create_pod, gpu_busy_s, next_slow_s, start_process, window_rows,
+)  # fmt: skip
+from gpusched.sim.engine import run
+from gpusched.sim.primitives import jit, quantile, tree_set, uniform
+from gpusched.sim.records import (
+    DEPLOY, EXECUTING, HPA_SYNC, INF, QUEUED, READY, REACHED, RESIZE, SCHEDULED, Env,
+)  # fmt: skip
+
+
+@jit
+def account(env: Env, e: int, row_C: NDArray[Any]) -> None:
+    """Write the columns of records.ACCOUNT as of now."""
+    sim = env.sim_E[e]
+    row_C[0], row_C[1], row_C[2], row_C[3] = sim.t, sim.completed, sim.failed, sim.slow
+    row_C[4], row_C[5], row_C[6] = sim.latency_sum_s, sim.queue_sum_s, sim.batches
+    row_C[7], row_C[8], row_C[9] = cpu_used_s(env, e, sim.t), sim.alive_s, sim.ready_s
+    row_C[10], row_C[11], row_C[12] = sim.limit_s, sim.vram_s, gpu_busy_s(env, e, sim.t)
+
+
+@jit
+def tick(env: Env, e: int, row_C: NDArray[Any], now_C: NDArray[Any]) -> None:
+    """Write one row of the tick log, columns in the order of core.logs.TickLog."""
+    sim, before_C, histogram_B = env.sim_E[e], env.tick_account_EC[e], env.histogram_EB[e]
+    account(env, e, now_C)
+    dt = now_C[0] - before_C[0]
+    alive = (now_C[8] - before_C[8]) / dt
+    row_C[0], row_C[1], row_C[2] = now_C[0], sim.target_users, sim.replicas
+    row_C[3], row_C[4] = (now_C[9] - before_C[9]) / dt, alive
+    row_C[5], row_C[6] = (now_C[7] - before_C[7]) / dt, (now_C[10] - before_C[10]) / dt
+    row_C[7], row_C[8] = (now_C[12] - before_C[12]) / (dt * sim.gpus), (now_C[11] - before_C[11]) / dt
+    row_C[9], row_C[10] = alive * sim.pod_memory_bytes, sim.in_flight
+    row_C[11], row_C[12], row_C[13] = now_C[1] - before_C[1], now_C[2] - before_C[2], now_C[3] - before_C[3]
+    row_C[14], row_C[15] = now_C[4] - before_C[4], quantile(histogram_B, env.tick_histogram_EB[e], 0.95)
+    row_C[16], row_C[17] = now_C[5] - before_C[5], now_C[6] - before_C[6]
+    row_C[18] = sim.hpa_target if sim.hpa_on else math.nan
+    row_C[19], row_C[20], row_C[21] = sim.cpu_limit, sim.instances, sim.gpu_share
+    before_C[:] = now_C
+    env.tick_histogram_EB[e][:] = histogram_B
+
+
+@jit
+def observe(env: Env, e: int, row_F: NDArray[Any]) -> None:
+    """Write one observation, columns in the order of core.observation.Observation."""
+    sim = env.sim_E[e]
+    for k in range(len(row_F)):
+        row_F[k] = math.nan
+    row_F[10], row_F[11] = sim.gpu_seen, sim.vram_bytes
+    row_F[12], row_F[13] = sim.replicas, sim.endpoints
+    row_F[14] = sim.hpa_target if sim.hpa_on else math.nan
+    row_F[15], row_F[16], row_F[17] = sim.cpu_limit, sim.instances, sim.gpu_share
+    row_F[18], row_F[19] = INF, sim.t - sim.gpu_seen_at_s
+    if sim.scrapes < 2:
+        return
+    newer, older = window_rows(env, e)
+    now, before = env.scraped_EWC[e][newer], env.scraped_EWC[e][older]
+    span_s, done, failed = now[0] - before[0], now[1] - before[1], now[2] - before[2]
+    row_F[0] = done / span_s
+    row_F[1] = failed / (done + failed) if done + failed > 0.0 else math.nan
+    if done > 0.0:
+        row_F[2] = (now[3] - before[3]) / done
+        row_F[3] = (now[4] - before[4]) / done
+        histograms = env.scraped_histogram_EWB[e]
+        row_F[4] = quantile(histograms[newer], histograms[older], 0.95)
+        row_F[5] = (now[5] - before[5]) / done
+        if now[6] > before[6]:
+            row_F[6] = done / (now[6] - before[6])
+    row_F[7] = now[8]
+    row_F[8] = (now[7] - before[7]) / span_s
+    request = sim.endpoints * sim.cpu_limit * sim.request_per_limit
+    row_F[9] = row_F[8] / request if request > 0.0 else math.nan
+    row_F[18] = sim.t - now[0]
+
+
+@jit
+def apply(
+    env: Env, e: int, replicas: int, hpa_on: int, hpa_target: float, cpu_limit: float, instances: int, share: float
+) -> None:
+    """Set the desired state; negative values leave a lever as it is. What changed takes the API's time to act."""
+    sim, slow = env.sim_E[e], env.slow_E8[e]
+    deploy = False
+    if hpa_on == 1:
+        sim.hpa_target = hpa_target
+        env.hpa_metric_EM[e][0].target = np.int64(round(hpa_target * (1.0 if sim.hpa_metric == BY_CPU else 1000.0)))
+        if sim.hpa_on == 0:
+            memory = env.hpa_memory_E
+            memory[e] = memory[len(memory) - 1]  # the last row stays blank: a controller without a past
+            slow[HPA_SYNC] = sim.t + sim.hpa_sync_s * uniform(sim)
+    else:
+        slow[HPA_SYNC] = INF
+        deploy = replicas >= 0 and replicas != sim.replicas
+        if deploy:
+            sim.replicas = replicas
+    sim.hpa_on = hpa_on
+    if cpu_limit > 0.0 and cpu_limit != sim.cpu_limit:
+        sim.cpu_limit = cpu_limit
+        slow[RESIZE] = sim.t + sim.resize_delay_s
+    if (instances > 0 and instances != sim.instances) or (share > 0.0 and share != sim.gpu_share):
+        sim.instances = instances if instances > 0 else sim.instances
+        sim.gpu_share = share if share > 0.0 else sim.gpu_share
+        sim.revision += 1
+        deploy = True
+    if deploy:
+        slow[DEPLOY] = min(slow[DEPLOY], sim.t + sim.api_delay_s)
+    leaf = sim.pods + sim.gpus + 1
+    tree_set(env.tree_t_EL[e], env.tree_leaf_EL[e], sim.leaves, leaf, next_slow_s(env, e))
+
+
+@jit
+def advance(
+    env: Env, e: int, until_s: float, tick_s: float, ticks_TC: NDArray[Any], scratch_C: NDArray[Any]
+) -> int:
+    """Run to `until_s`, writing a tick row every `tick_s` where the record is kept; LOG_FULL to be called again."""
+    sim = env.sim_E[e]
+    if sim.record == 0:
+        return int(run(env, e, until_s))
+    while True:
+        next_s = (sim.ticks + 1) * tick_s
+        if next_s > until_s + 1e-9:
+            return REACHED
+        status = run(env, e, next_s)
+        if status != REACHED:
+            return int(status)
+        tick(env, e, ticks_TC[sim.ticks], scratch_C)
+        sim.ticks += 1
+
+
+@jit
+def step_range(
+    env: Env, first: int, last: int, until_s_E: NDArray[Any], tick_s: float, ticks_ETC: NDArray[Any],
+    seen_EF: NDArray[Any], interval_EC: NDArray[Any], p95_E: NDArray[Any], status_E: NDArray[Any],
+) -> None:  # fmt: skip
+    """Advance environments first..last-1 by one control interval; writes observation, account and p95 of each."""
+    for e in range(first, last):
+        status_E[e] = advance(env, e, until_s_E[e], tick_s, ticks_ETC[e], interval_EC[e])
+        if status_E[e] == REACHED:
+            account(env, e, interval_EC[e])
+            before_C = env.control_account_EC[e]
+            for c in range(len(before_C)):
+                now = interval_EC[e, c]
+                interval_EC[e, c] = now - before_C[c]
+                before_C[c] = now
+            p95_E[e] = quantile(env.histogram_EB[e], env.control_histogram_EB[e], 0.95)
+            env.control_histogram_EB[e][:] = env.histogram_EB[e]
+            observe(env, e, seen_EF[e])
+
+
+@jit
+def apply_all(
+    env: Env, replicas_E: NDArray[Any], hpa_on: int, hpa_target_E: NDArray[Any], cpu_E: NDArray[Any],
+    instances_E: NDArray[Any], share_E: NDArray[Any],
+) -> None:  # fmt: skip
+    """Apply one row of controls to each environment."""
+    for e in range(len(replicas_E)):
+        apply(env, e, replicas_E[e], hpa_on, hpa_target_E[e], cpu_E[e], instances_E[e], share_E[e])
+
+
+@jit
+def set_leaf(env: Env, e: int, leaf: int, t: float) -> None:
+    """Set the next time of one event source from outside the loop."""
+    tree_set(env.tree_t_EL[e], env.tree_leaf_EL[e], env.sim_E[e].leaves, leaf, t)
+
+
+@jit
+def place_ready(env: Env, e: int, p: int, gpu: int, since_s: float, phase: float) -> None:
+    """Put a replica into slot p that has been ready since `since_s`; `phase` in 0..1 places its cAdvisor readings."""
+    sim = env.sim_E[e]
+    create_pod(env, e, 0.0)
+    pod = env.pods_EP[e][p]
+    if pod.state != SCHEDULED:  # no room: stays pending, and the readiness gate will say so
+        return
+    pod.gpu = gpu
+    start_process(env, e, p, 0.0)
+    pod.state = READY
+    pod.created_s = pod.admitted_s = pod.up_s = pod.ready_s = since_s
+    pod.life_s = INF
+    pod.seen_s = pod.newer_s = -CADVISOR_BASE_S * phase
+    pod.advisor_s = CADVISOR_BASE_S * phase
+    env.endpoints_EP[e][sim.endpoints] = p
+    pod.endpoint = sim.endpoints
+    sim.endpoints += 1
+    accrue(env, e, 0.0)
+
+
+def open_requests(users: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which users wait for an answer, shape [U]."""
+    return (users["state"] == QUEUED) | (users["state"] == EXECUTING)
