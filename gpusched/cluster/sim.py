@@ -89,7 +89,9 @@ class SimCluster(Cluster):
         self._check(controls)
         replicas_E = np.asarray(controls.replicas_E, dtype=np.int64)
         inside_E = np.clip(replicas_E, self.limits.min_replicas, self.limits.max_replicas)
-        self.sim.apply(dataclasses.replace(controls, replicas_E=np.where(replicas_E < 0, replicas_E, inside_E)))
+        self.sim.apply(
+            dataclasses.replace(controls, replicas_E=np.where(replicas_E < 0, replicas_E, inside_E))
+        )
         self.now_s_E += self.trial.control_s
         self.sim.step(self.now_s_E)
         return self._seen()
@@ -99,6 +101,10 @@ class SimCluster(Cluster):
             raise InputError(
                 "action gpu_share: the GPU is shared by time-slicing, which has no shares. "
                 "Set service.sharing=mps, or leave limits.gpu_shares at [1.0]."
+            )
+        if controls.instances_E is not None and controls.instances_E.max() > max(self.limits.instances):
+            raise refuse(
+                "instances", int(controls.instances_E.max()), f"must be one of {self.limits.instances}"
             )
         if controls.hpa is not None and controls.hpa.max_replicas > self.limits.max_replicas:
             raise refuse("max_replicas", controls.hpa.max_replicas,

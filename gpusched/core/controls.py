@@ -51,7 +51,9 @@ class HPADirection:
         if self.tolerance is not None and self.tolerance < 0:
             raise refuse("tolerance", self.tolerance, "must be at least 0")
         if self.policies is not None and not self.policies:
-            raise refuse("policies", "[]", "must name at least one policy", "Leave it out for the API's default.")
+            raise refuse(
+                "policies", "[]", "must name at least one policy", "Leave it out for the API's default."
+            )
 
 
 @dataclass(kw_only=True)

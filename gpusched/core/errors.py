@@ -1,9 +1,9 @@
 """Errors a user can cause and cure.
 
-    GpuschedError      anything gpusched refuses; shown as one message, exit code 2
-    ├── InputError     a configuration value or an input file is wrong
-    ├── GateError      a gate refuses a result that would be meaningless
-    └── StoreError     the tracking store cannot be read or written
+GpuschedError      anything gpusched refuses; shown as one message, exit code 2
+├── InputError     a configuration value or an input file is wrong
+├── GateError      a gate refuses a result that would be meaningless
+└── StoreError     the tracking store cannot be read or written
 """
 
 from __future__ import annotations

@@ -33,6 +33,8 @@ class Window:
     node_memory_bytes: float
 
     def __post_init__(self) -> None:
+        before = self.ticks.between(-1.0, self.begin_s).replicas_spec_T
+        self.replicas_at_begin = before[-1:]  # empty without a warm-up
         self.ticks = self.ticks.between(self.begin_s, self.end_s)
         r = self.requests
         finished_N = r.status_N != RequestLog.UNFINISHED
@@ -76,7 +78,7 @@ def quantile(w: Window, q: float) -> float:
 
 
 def scale_events(w: Window) -> float:
-    return float(np.count_nonzero(np.diff(w.ticks.replicas_spec_T)))
+    return float(np.count_nonzero(np.diff(np.concatenate([w.replicas_at_begin, w.ticks.replicas_spec_T]))))
 
 
 def slo_attainment(w: Window) -> float:

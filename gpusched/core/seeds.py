@@ -33,4 +33,4 @@ def child(sequence: np.random.SeedSequence, k: int) -> np.random.SeedSequence:
 
 def states(sequence: np.random.SeedSequence, n: int) -> NDArray[np.uint64]:
     """Return n independent 64-bit states, shape [n], for counter generators inside the engine."""
-    return sequence.generate_state(n, np.uint64)
+    return np.asarray(sequence.generate_state(n, np.uint64), dtype=np.uint64)

@@ -109,7 +109,11 @@ class Service:
                 f"({self.usable_vram_bytes:g} B usable). One replica must fit."
             )
         if any(not 1 <= b <= self.max_batch.value for b in self.preferred_batches):
-            raise refuse("preferred_batches", self.preferred_batches, f"must lie in 1..max_batch ({self.max_batch.value:g})")
+            raise refuse(
+                "preferred_batches",
+                self.preferred_batches,
+                f"must lie in 1..max_batch ({self.max_batch.value:g})",
+            )
 
     @property
     def usable_vram_bytes(self) -> float:

@@ -30,7 +30,9 @@ class TrialSpec:
         if self.min_replicas < 1:
             raise refuse("min_replicas", self.min_replicas, "must be at least 1")
         if self.max_replicas < self.min_replicas:
-            raise refuse("max_replicas", self.max_replicas, f"must be at least min_replicas ({self.min_replicas})")
+            raise refuse(
+                "max_replicas", self.max_replicas, f"must be at least min_replicas ({self.min_replicas})"
+            )
         if not self.min_replicas <= self.start_replicas <= self.max_replicas:
             raise refuse("start_replicas", self.start_replicas,
                          f"must lie in min_replicas..max_replicas ({self.min_replicas}..{self.max_replicas})")  # fmt: skip

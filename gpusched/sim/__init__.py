@@ -22,7 +22,9 @@ def _cache_folder() -> Path:
     """
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        sources.update(path.read_bytes())
+        text = path.read_bytes()
+        if b"@jit" in text or path.name == "records.py":
+            sources.update(text)
     name = f"gpusched-numba-{sources.hexdigest()[:16]}"
     home = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     for base in (Path(home), Path(tempfile.gettempdir())):

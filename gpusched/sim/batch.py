@@ -18,12 +18,21 @@ from gpusched.core.ports import Episode
 from gpusched.core.seeds import child, states
 from gpusched.core.service import Service
 from gpusched.sim import hpa, readout
+from gpusched.sim.memory import allocate
 from gpusched.sim.records import (
-    ACCOUNT, BINS, DCGM_BEGIN, DCGM_END, DETERMINISTIC, EVENT, FREE, INF, INSTANCE, LEVEL, LOG_FULL, LOGNORMAL,
-    METRICS_SERVER, NODE, POD, READY, RESOURCE, SCRAPE, SCRAPED, SIM, USER, Env,
-)  # fmt: skip
+    ACCOUNT,
+    DCGM_BEGIN,
+    DCGM_END,
+    DETERMINISTIC,
+    FREE,
+    INF,
+    LEVEL,
+    LOG_FULL,
+    LOGNORMAL,
+    METRICS_SERVER,
+    SCRAPE,
+)
 
-HPA_RULES, HPA_RECS, HPA_EVENTS = 16, 512, 512
 OPEN_SLOTS = 4096
 """Requests of an open load that can be under way at once; more are refused at the client."""
 LONG_AGO_S = 3600.0
@@ -47,9 +56,19 @@ class BatchSim:
     """E environments of one service; the arrays grow when an episode needs more users, and are reused."""
 
     def __init__(
-        self, service: Service, *, envs: int, max_replicas: int, clocks: Clocks, slo_s: float,
-        start_replicas: int = 1, instances_max: int | None = None, tick_s: float = 5.0, record: bool = True, threads: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        service: Service,
+        *,
+        envs: int,
+        max_replicas: int,
+        clocks: Clocks,
+        slo_s: float,
+        start_replicas: int = 1,
+        instances_max: int | None = None,
+        tick_s: float = 5.0,
+        record: bool = True,
+        threads: int = 1,
+    ) -> None:
         self.service, self.clocks, self.envs = service, clocks, envs
         self.slo_s, self.tick_s, self.record = slo_s, tick_s, record
         self.start_replicas = start_replicas
@@ -57,7 +76,13 @@ class BatchSim:
         self.instances_max = max(int(service.instances.value), instances_max or 1)
         self.threads = max(1, min(threads, envs))
         self.pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
-        self.env = self._allocate(users=1, levels=1, arrivals=1, log_rows=1)
+        self.env = allocate(
+            envs=envs,
+            pods=self.pod_slots,
+            gpus=int(service.gpus.value),
+            instances=self.instances_max,
+            window=max(2, round(clocks.window_s / clocks.scrape_s) + 1),
+        )
         self.sent: HPASpec | None = None
         self.rows: list[list[NDArray[Any]]] = [[] for _ in range(envs)]
         self.ticks_ETC = np.zeros((envs, 0, len(TickLog.columns())))
@@ -68,35 +93,6 @@ class BatchSim:
 
     # --- memory ---
 
-    def _allocate(self, *, users: int, levels: int, arrivals: int, log_rows: int) -> Env:
-        E, P, G = self.envs, self.pod_slots, int(self.service.gpus.value)
-        slots, leaves = P * self.instances_max, 1 << (P + G + 1).bit_length()
-        window = max(2, round(self.clocks.window_s / self.clocks.scrape_s) + 1)
-
-        def zeros(*shape: int, dtype: Any = np.float64) -> NDArray[Any]:
-            return np.zeros((E, *shape), dtype=dtype)
-
-        return Env(
-            sim_E=zeros(dtype=SIM), users_EU=zeros(users, dtype=USER), events_EU=zeros(users + 1, dtype=EVENT),
-            pods_EP=zeros(P, dtype=POD), instances_EPI=zeros(slots, dtype=INSTANCE), nodes_EPI=zeros(slots, dtype=NODE),
-            resources_ER=zeros(P + G, dtype=RESOURCE), endpoints_EP=zeros(P, dtype=np.int64),
-            tree_t_EL=zeros(2 * leaves), tree_leaf_EL=zeros(2 * leaves, dtype=np.int64), slow_E8=zeros(8),
-            histogram_EB=zeros(BINS, dtype=np.int64), scraped_EWC=zeros(window, len(SCRAPED)),
-            scraped_histogram_EWB=zeros(window, BINS, dtype=np.int64),
-            log_start_EK=zeros(log_rows), log_latency_EK=zeros(log_rows), log_status_EK=zeros(log_rows, dtype=np.int8),
-            level_s_EV=zeros(levels), level_users_EV=zeros(levels, dtype=np.int64), arrival_s_EN=zeros(arrivals),
-            hpa_spec_E=zeros(dtype=hpa.SPEC), hpa_metric_EM=zeros(1, dtype=hpa.METRIC),
-            hpa_rules_ER=zeros(HPA_RULES, dtype=hpa.RULE), hpa_memory_E=np.zeros(E + 1, dtype=hpa.MEMORY),
-            hpa_recs_ER=zeros(HPA_RECS, dtype=hpa.REC), hpa_up_ER=zeros(HPA_EVENTS, dtype=hpa.EVENT),
-            hpa_down_ER=zeros(HPA_EVENTS, dtype=hpa.EVENT), hpa_pods_EP=zeros(P, dtype=hpa.POD),
-            hpa_value_EMP=zeros(1, P, dtype=np.int64), hpa_sample_ms_EMP=zeros(1, P, dtype=np.int64),
-            hpa_window_ms_EMP=zeros(1, P, dtype=np.int64), hpa_has_EMP=zeros(1, P, dtype=np.bool_),
-            hpa_request_EMP=zeros(1, P, dtype=np.int64), hpa_object_EM=zeros(1, dtype=np.int64),
-            hpa_object_ok_EM=zeros(1, dtype=np.int64), hpa_status_EM=zeros(1, dtype=hpa.STATUS),
-            tick_histogram_EB=zeros(BINS, dtype=np.int64), tick_account_EC=zeros(len(ACCOUNT)),
-            control_histogram_EB=zeros(BINS, dtype=np.int64), control_account_EC=zeros(len(ACCOUNT)),
-        )  # fmt: skip
-
     def _make_room(self, episodes: Sequence[Episode]) -> None:
         """Grow the arrays whose size the loads decide; the environments keep what they hold."""
         plans = [episode.plan for episode in episodes]
@@ -106,16 +102,22 @@ class BatchSim:
         rows = 2 * users + 64 + 65536 if self.record else 1
         old = self.env
         sizes = {
-            "users_EU": users, "events_EU": users + 1, "level_s_EV": levels, "level_users_EV": levels,
-            "arrival_s_EN": max(arrivals, 1), "log_start_EK": rows, "log_latency_EK": rows, "log_status_EK": rows,
-        }  # fmt: skip
+            "users_EU": users,
+            "events_EU": users + 1,
+            "level_s_EV": levels,
+            "level_users_EV": levels,
+            "arrival_s_EN": max(arrivals, 1),
+            "log_start_EK": rows,
+            "log_latency_EK": rows,
+            "log_status_EK": rows,
+        }
         grown = {}
         for name, size in sizes.items():
             before = getattr(old, name)
             if before.shape[1] < size:
                 after = np.zeros((self.envs, size), dtype=before.dtype)
                 after[:, : before.shape[1]] = before
-                if name == "level_s_EV":
+                if name in ("level_s_EV", "arrival_s_EN"):
                     after[:, before.shape[1] :] = INF
                 if name == "users_EU":
                     after["rng"][:, before.shape[1] :] = 0
@@ -132,7 +134,8 @@ class BatchSim:
 
     def _reset_one(self, e: int, episode: Episode) -> None:
         env, plan = self.env, episode.plan
-        for name, array in zip(Env._fields, env, strict=True):
+        arrays: dict[str, NDArray[Any]] = env._asdict()
+        for name, array in arrays.items():
             if name not in ("hpa_spec_E", "hpa_metric_EM", "hpa_rules_ER"):  # one HPA for all, sent once
                 array[e] = np.zeros((), dtype=array.dtype)
         self.rows[e] = []
@@ -154,11 +157,29 @@ class BatchSim:
     def _fill_constants(self, sim: NDArray[Any]) -> None:
         s = {name: c.value for name, c in self.service.constants().items()}
         same = (
-            "gpu_alpha_s", "gpu_beta_s", "host_alpha_s", "host_beta_s", "queue_delay_s", "queue_timeout_s",
-            "pod_vram_bytes", "instance_vram_bytes", "pod_memory_bytes", "node_cpu_cores", "schedule_min_s",
-            "probe_delay_s", "probe_period_s", "endpoint_min_s", "prestop_s", "grace_s", "cfs_period_s",
-            "gpus", "max_batch", "queue_size", "connection_requests", "instances",
-        )  # fmt: skip
+            "gpu_alpha_s",
+            "gpu_beta_s",
+            "host_alpha_s",
+            "host_beta_s",
+            "queue_delay_s",
+            "queue_timeout_s",
+            "pod_vram_bytes",
+            "instance_vram_bytes",
+            "pod_memory_bytes",
+            "node_cpu_cores",
+            "schedule_min_s",
+            "probe_delay_s",
+            "probe_period_s",
+            "endpoint_min_s",
+            "prestop_s",
+            "grace_s",
+            "cfs_period_s",
+            "gpus",
+            "max_batch",
+            "queue_size",
+            "connection_requests",
+            "instances",
+        )
         for name in same:
             sim[name] = s[name]
         sim["gpu_dist"] = LOGNORMAL if s["gpu_cv"] > 0 else DETERMINISTIC
@@ -278,16 +299,32 @@ class BatchSim:
 
     def _run(self, first: int, last: int, until_s_E: NDArray[np.float64]) -> None:
         readout.step_range(
-            self.env, int(first), int(last), until_s_E, self.tick_s, self.ticks_ETC,
-            self.seen_EF, self.interval_EC, self.p95_E, self.status_E,
-        )  # fmt: skip
+            self.env,
+            int(first),
+            int(last),
+            until_s_E,
+            self.tick_s,
+            self.ticks_ETC,
+            self.seen_EF,
+            self.interval_EC,
+            self.p95_E,
+            self.status_E,
+        )
         for e in range(first, last):
             while self.status_E[e] == LOG_FULL:
                 self._drain(e)
                 readout.step_range(
-                    self.env, e, e + 1, until_s_E, self.tick_s, self.ticks_ETC,
-                    self.seen_EF, self.interval_EC, self.p95_E, self.status_E,
-                )  # fmt: skip
+                    self.env,
+                    e,
+                    e + 1,
+                    until_s_E,
+                    self.tick_s,
+                    self.ticks_ETC,
+                    self.seen_EF,
+                    self.interval_EC,
+                    self.p95_E,
+                    self.status_E,
+                )
 
     def _room_for_ticks(self, until_s: float) -> None:
         need = round(until_s / self.tick_s) + 1

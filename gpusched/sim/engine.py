@@ -13,13 +13,38 @@ from numpy.typing import NDArray
 
 from gpusched.core.logs import RequestLog
 from gpusched.sim import control
+from gpusched.sim.pods import accrue
 from gpusched.sim.primitives import (
-    bin_of, fork, heap_drop, heap_push, jit, normal, resource_add, resource_done, resource_edge, resource_pass_edge,
-    resource_pop, resource_sync, tree_set, uniform,
-)  # fmt: skip
+    bin_of,
+    fork,
+    heap_drop,
+    heap_push,
+    jit,
+    normal,
+    resource_add,
+    resource_done,
+    resource_edge,
+    resource_pass_edge,
+    resource_pop,
+    resource_sync,
+    tree_set,
+    uniform,
+)
 from gpusched.sim.records import (
-    EXECUTING, EXPONENTIAL, INACTIVE, INF, LOG_FULL, LOGNORMAL, QUEUED, REACHED, READY, TERMINATING, THINKING, Env,
-)  # fmt: skip
+    CLOCK_HZ,
+    EXECUTING,
+    EXPONENTIAL,
+    INACTIVE,
+    INF,
+    LOG_FULL,
+    LOGNORMAL,
+    QUEUED,
+    REACHED,
+    READY,
+    TERMINATING,
+    THINKING,
+    Env,
+)
 
 OK, FAILED, UNFINISHED = RequestLog.OK, RequestLog.FAILED, RequestLog.UNFINISHED
 
@@ -69,6 +94,9 @@ def choose_pod(sim: Any, user: Any, pods: NDArray[Any], endpoints: NDArray[Any],
     if sim.endpoints == 0:
         return -1
     p = endpoints[min(int(u * sim.endpoints), sim.endpoints - 1)]
+    user.left = 0
+    if pods[p].state == TERMINATING and t >= pods[p].sigterm_s:
+        return -1  # kube-proxy has not heard of the end yet: connection refused
     user.pod = p
     user.uid = pods[p].uid
     user.left = sim.connection_requests - 1 if sim.connection_requests > 0 else 1 << 30
@@ -76,12 +104,12 @@ def choose_pod(sim: Any, user: Any, pods: NDArray[Any], endpoints: NDArray[Any],
 
 
 @jit
-def run(env: Env, e: int, until: float) -> int:  # noqa: PLR0915 - one loop, one stack frame: see the module docstring
+def run(env: Env, e: int, until: float) -> int:
     """Advance environment e to `until`; returns REACHED, or LOG_FULL when the request log must be emptied first."""
     sim = env.sim_E[e]
     users, heap, pods = env.users_EU[e], env.events_EU[e], env.pods_EP[e]
     instances, nodes, resources = env.instances_EPI[e], env.nodes_EPI[e], env.resources_ER[e]
-    endpoints, slow, histogram = env.endpoints_EP[e], env.slow_E8[e], env.histogram_EB[e]
+    endpoints, histogram = env.endpoints_EP[e], env.histogram_EB[e]
     tree_t, tree_leaf = env.tree_t_EL[e], env.tree_leaf_EL[e]
     log_start, log_latency, log_status = env.log_start_EK[e], env.log_latency_EK[e], env.log_status_EK[e]
     arrivals = env.arrival_s_EN[e]
@@ -118,6 +146,11 @@ def run(env: Env, e: int, until: float) -> int:  # noqa: PLR0915 - one loop, one
                     users[u].state = INACTIVE
                 else:
                     sim.failed += 1
+                    if sim.record:
+                        log_start[sim.log_rows] = t - sim.half_client_s
+                        log_latency[sim.log_rows] = 0.0
+                        log_status[sim.log_rows] = FAILED
+                        sim.log_rows += 1
             else:
                 user = users[u]
                 user.send_s = t - sim.half_client_s
@@ -165,8 +198,6 @@ def run(env: Env, e: int, until: float) -> int:  # noqa: PLR0915 - one loop, one
                     instance.head = pod.free
                     pod.free = node
                     node = -1
-                    if pod.state == TERMINATING and pod.in_flight == 0:
-                        pod.life_s = min(pod.life_s, max(t, pod.sigterm_s))
         else:
             refused = control.slow_event(env, e, t)
 
@@ -200,7 +231,7 @@ def run(env: Env, e: int, until: float) -> int:  # noqa: PLR0915 - one loop, one
                 instance.head = pod.head
                 instance.size = size
                 u = pod.head
-                for k in range(size):
+                for _ in range(size):
                     u = pod.head
                     users[u].state = EXECUTING
                     sim.queue_sum_s += t - users[u].enqueue_s
@@ -259,6 +290,7 @@ def run(env: Env, e: int, until: float) -> int:  # noqa: PLR0915 - one loop, one
                     sim.free_slot = u
                     continue
                 next_s = answer_s + sim.think_min_s + sim.think_span_s * uniform(user) + sim.half_client_s
+                next_s = math.floor(next_s * CLOCK_HZ + 0.5) / CLOCK_HZ
             heap_push(heap, sim.events, next_s, u)
             sim.events += 1
 
@@ -283,11 +315,11 @@ def run(env: Env, e: int, until: float) -> int:  # noqa: PLR0915 - one loop, one
                 next_t = control.next_slow_s(env, e)
             tree_set(tree_t, tree_leaf, leaves, changed, next_t)
         if p >= 0 and pods[p].state == TERMINATING and not everything:
+            if pods[p].in_flight == 0:
+                pods[p].life_s = min(pods[p].life_s, max(t, pods[p].sigterm_s))
             tree_set(tree_t, tree_leaf, leaves, P + G + 1, control.next_slow_s(env, e))
     sim.t = until
     for k in range(P + G):
         resource_sync(resources[k], until)
-    control.accrue(env, e, until)
+    accrue(env, e, until)
     return REACHED
-
-

@@ -107,6 +107,7 @@ def _refill(r: Any, t: float) -> None:
     r.period_end_s += (math.floor((t - r.period_end_s) / r.period_s) + 1.0) * r.period_s
     spent = 0.0 if r.throttled else r.jobs * (t - (r.period_end_s - r.period_s))
     r.quota_s = r.capacity * r.period_s - spent
+    r.throttled = 0
 
 
 @jit
@@ -116,8 +117,8 @@ def resource_edge(r: Any) -> float:
         return INF
     if r.throttled == 1:
         return float(r.period_end_s)
-    if r.jobs <= r.capacity:
-        return INF
+    if r.quota_s >= r.jobs * (r.period_end_s - r.last_s) - 1e-12:
+        return INF if r.jobs <= r.capacity else float(r.period_end_s)
     return min(r.last_s + max(r.quota_s, 0.0) / r.jobs, r.period_end_s)
 
 
@@ -254,7 +255,7 @@ def tree_set(tree_t: NDArray[Any], tree_leaf: NDArray[Any], leaves: int, leaf: i
 @jit
 def bin_of(x: float) -> int:
     """Bin of a latency: the exponent and the first four mantissa bits, from 2^-10 s."""
-    k = (np.float64(x).view(np.int64) >> 48) - ((1023 - 10) << 4)
+    k: Any = (np.float64(x).view(np.int64) >> 48) - ((1023 - 10) << 4)
     return int(min(max(k, 0), BINS - 1))
 
 

@@ -8,14 +8,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusched.sim.control import (
-    BY_CPU, CADVISOR_BASE_S, accrue, cpu_used_s, create_pod, gpu_busy_s, next_slow_s, start_process, window_rows,
-)  # fmt: skip
+from gpusched.sim.control import BY_CPU, next_slow_s
 from gpusched.sim.engine import run
+from gpusched.sim.metrics import cpu_used_s, gpu_busy_s, window_rows
+from gpusched.sim.pods import CADVISOR_BASE_S, accrue, create_pod, start_process
 from gpusched.sim.primitives import jit, quantile, tree_set, uniform
 from gpusched.sim.records import (
-    DEPLOY, EXECUTING, HPA_SYNC, INF, QUEUED, READY, REACHED, RESIZE, SCHEDULED, Env,
-)  # fmt: skip
+    DEPLOY,
+    EXECUTING,
+    HPA_SYNC,
+    INF,
+    QUEUED,
+    REACHED,
+    READY,
+    RESIZE,
+    SCHEDULED,
+    Env,
+)
 
 
 @jit
@@ -84,14 +93,23 @@ def observe(env: Env, e: int, row_F: NDArray[Any]) -> None:
 
 @jit
 def apply(
-    env: Env, e: int, replicas: int, hpa_on: int, hpa_target: float, cpu_limit: float, instances: int, share: float
+    env: Env,
+    e: int,
+    replicas: int,
+    hpa_on: int,
+    hpa_target: float,
+    cpu_limit: float,
+    instances: int,
+    share: float,
 ) -> None:
     """Set the desired state; negative values leave a lever as it is. What changed takes the API's time to act."""
     sim, slow = env.sim_E[e], env.slow_E8[e]
     deploy = False
     if hpa_on == 1:
         sim.hpa_target = hpa_target
-        env.hpa_metric_EM[e][0].target = np.int64(round(hpa_target * (1.0 if sim.hpa_metric == BY_CPU else 1000.0)))
+        env.hpa_metric_EM[e][0].target = np.int64(
+            round(hpa_target * (1.0 if sim.hpa_metric == BY_CPU else 1000.0))
+        )
         if sim.hpa_on == 0:
             memory = env.hpa_memory_E
             memory[e] = memory[len(memory) - 1]  # the last row stays blank: a controller without a past
@@ -137,9 +155,17 @@ def advance(
 
 @jit
 def step_range(
-    env: Env, first: int, last: int, until_s_E: NDArray[Any], tick_s: float, ticks_ETC: NDArray[Any],
-    seen_EF: NDArray[Any], interval_EC: NDArray[Any], p95_E: NDArray[Any], status_E: NDArray[Any],
-) -> None:  # fmt: skip
+    env: Env,
+    first: int,
+    last: int,
+    until_s_E: NDArray[Any],
+    tick_s: float,
+    ticks_ETC: NDArray[Any],
+    seen_EF: NDArray[Any],
+    interval_EC: NDArray[Any],
+    p95_E: NDArray[Any],
+    status_E: NDArray[Any],
+) -> None:
     """Advance environments first..last-1 by one control interval; writes observation, account and p95 of each."""
     for e in range(first, last):
         status_E[e] = advance(env, e, until_s_E[e], tick_s, ticks_ETC[e], interval_EC[e])
@@ -157,9 +183,14 @@ def step_range(
 
 @jit
 def apply_all(
-    env: Env, replicas_E: NDArray[Any], hpa_on: int, hpa_target_E: NDArray[Any], cpu_E: NDArray[Any],
-    instances_E: NDArray[Any], share_E: NDArray[Any],
-) -> None:  # fmt: skip
+    env: Env,
+    replicas_E: NDArray[Any],
+    hpa_on: int,
+    hpa_target_E: NDArray[Any],
+    cpu_E: NDArray[Any],
+    instances_E: NDArray[Any],
+    share_E: NDArray[Any],
+) -> None:
     """Apply one row of controls to each environment."""
     for e in range(len(replicas_E)):
         apply(env, e, replicas_E[e], hpa_on, hpa_target_E[e], cpu_E[e], instances_E[e], share_E[e])
@@ -185,6 +216,7 @@ def place_ready(env: Env, e: int, p: int, gpu: int, since_s: float, phase: float
     pod.created_s = pod.admitted_s = pod.up_s = pod.ready_s = since_s
     pod.life_s = INF
     pod.seen_s = pod.newer_s = -CADVISOR_BASE_S * phase
+    pod.older_s = pod.newer_s - CADVISOR_BASE_S
     pod.advisor_s = CADVISOR_BASE_S * phase
     env.endpoints_EP[e][sim.endpoints] = p
     pod.endpoint = sim.endpoints

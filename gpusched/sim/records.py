@@ -11,8 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-
 INF = float("inf")
+CLOCK_HZ = 2.0**20
+"""Users act on a grid of about a microsecond.
+
+A closed loop amplifies a last-bit difference to a different history within a minute; on the grid, rounding of
+another processor, mathematics library or engine is absorbed instead, so results can be reproduced elsewhere.
+"""
 BINS = 256
 """Latency bins: 16 per octave from 2^-10 s to 2^6 s."""
 
@@ -28,57 +33,190 @@ LEVEL, DEPLOY, RESIZE, HPA_SYNC, METRICS_SERVER, SCRAPE, DCGM_BEGIN, DCGM_END = 
 REACHED, LOG_FULL = 0, 1
 
 USER = np.dtype(
-    [("rng", "u8"), ("send_s", "f8"), ("enqueue_s", "f8"), ("next", "i4"), ("pod", "i4"), ("uid", "i4"),
-     ("left", "i4"), ("state", "i4")],
+    [
+        ("rng", "u8"),
+        ("send_s", "f8"),
+        ("enqueue_s", "f8"),
+        ("next", "i4"),
+        ("pod", "i4"),
+        ("uid", "i4"),
+        ("left", "i4"),
+        ("state", "i4"),
+    ],
     align=True,
-)  # fmt: skip
+)
 EVENT = np.dtype([("t", "f8"), ("user", "i8")], align=True)
 NODE = np.dtype([("key", "f8"), ("left", "i8"), ("right", "i8")], align=True)
 INSTANCE = np.dtype([("head", "i8"), ("size", "i8"), ("on_gpu", "i8")], align=True)
 
 RESOURCE = np.dtype(
-    [("virtual_s", "f8"), ("last_s", "f8"), ("jobs", "i8"), ("root", "i8"),
-     ("capacity", "f8"), ("per_job", "f8"), ("shared_loss", "f8"), ("loss_per_job", "f8"),
-     ("period_s", "f8"), ("quota_s", "f8"), ("period_end_s", "f8"), ("throttled", "i8"),
-     ("used_s", "f8"), ("busy_s", "f8")],
+    [
+        ("virtual_s", "f8"),
+        ("last_s", "f8"),
+        ("jobs", "i8"),
+        ("root", "i8"),
+        ("capacity", "f8"),
+        ("per_job", "f8"),
+        ("shared_loss", "f8"),
+        ("loss_per_job", "f8"),
+        ("period_s", "f8"),
+        ("quota_s", "f8"),
+        ("period_end_s", "f8"),
+        ("throttled", "i8"),
+        ("used_s", "f8"),
+        ("busy_s", "f8"),
+    ],
     align=True,
-)  # fmt: skip
+)
 """A processor that jobs share: a pod's CPU under its limit, or a GPU. See engine primitives for its rules."""
 
 POD = np.dtype(
-    [("rng", "u8"), ("state", "i8"), ("uid", "i8"), ("revision", "i8"), ("gpu", "i8"),
-     ("life_s", "f8"), ("endpoint_s", "f8"), ("endpoint", "i8"), ("sigterm_s", "f8"), ("kill_s", "f8"),
-     ("created_s", "f8"), ("admitted_s", "f8"), ("up_s", "f8"), ("ready_s", "f8"),
-     ("head", "i8"), ("tail", "i8"), ("queued", "i8"), ("in_flight", "i8"), ("free", "i8"), ("batch_s", "f8"),
-     ("instances", "i8"), ("share", "f8"), ("vram_bytes", "f8"),
-     ("advisor_s", "f8"), ("seen_s", "f8"), ("seen_used_s", "f8"),
-     ("older_s", "f8"), ("older_used_s", "f8"), ("newer_s", "f8"), ("newer_used_s", "f8"),
-     ("scraped_in_flight", "i8")],
+    [
+        ("rng", "u8"),
+        ("state", "i8"),
+        ("uid", "i8"),
+        ("revision", "i8"),
+        ("gpu", "i8"),
+        ("life_s", "f8"),
+        ("endpoint_s", "f8"),
+        ("endpoint", "i8"),
+        ("sigterm_s", "f8"),
+        ("kill_s", "f8"),
+        ("created_s", "f8"),
+        ("admitted_s", "f8"),
+        ("up_s", "f8"),
+        ("ready_s", "f8"),
+        ("head", "i8"),
+        ("tail", "i8"),
+        ("queued", "i8"),
+        ("in_flight", "i8"),
+        ("free", "i8"),
+        ("batch_s", "f8"),
+        ("instances", "i8"),
+        ("share", "f8"),
+        ("vram_bytes", "f8"),
+        ("advisor_s", "f8"),
+        ("seen_s", "f8"),
+        ("seen_used_s", "f8"),
+        ("older_s", "f8"),
+        ("older_used_s", "f8"),
+        ("newer_s", "f8"),
+        ("newer_used_s", "f8"),
+        ("scraped_in_flight", "i8"),
+    ],
     align=True,
-)  # fmt: skip
+)
 
 _F, _I = "f8", "i8"
 SIM = np.dtype(
     [("rng", "u8"), ("pod_key", "u8"), ("user_key", "u8")]
-    + [(n, _F) for n in (
-        "t", "think_min_s", "think_span_s", "gpu_alpha_s", "gpu_beta_s", "gpu_sigma", "host_alpha_s", "host_beta_s",
-        "half_client_s", "tail_median_s", "tail_sigma", "slo_s", "queue_delay_s", "queue_timeout_s",
-        "usable_vram_bytes", "pod_vram_bytes", "instance_vram_bytes", "pod_memory_bytes", "node_cpu_cores",
-        "schedule_min_s", "schedule_span_s", "start_mu", "start_sigma", "probe_delay_s", "probe_period_s",
-        "endpoint_min_s", "endpoint_span_s", "prestop_s", "grace_s", "resize_delay_s", "api_delay_s",
-        "cfs_period_s", "gpu_shared_loss", "gpu_loss_per_job", "gpu_capacity",
-        "request_per_limit", "cpu_limit", "cpu_applied", "gpu_share", "hpa_target",
-        "scrape_s", "metrics_server_s", "hpa_sync_s", "dcgm_s", "dcgm_window_s",
-        "latency_sum_s", "queue_sum_s", "cpu_gone_s", "accrued_s", "alive_s", "ready_s", "limit_s", "vram_s",
-        "vram_bytes", "gpu_seen", "gpu_seen_at_s", "dcgm_busy_s")]
-    + [(n, _I) for n in (
-        "users", "pods", "gpus", "instances_max", "leaves", "level", "target_users", "is_open", "arrival", "free_slot",
-        "gpu_dist", "max_batch", "preferred_mask", "preferred_max", "queue_size", "connection_requests", "mps",
-        "replicas", "instances", "revision", "hpa_on", "hpa_metric", "events", "endpoints", "uid", "alive",
-        "completed", "failed", "slow", "batches", "in_flight", "scrapes", "window", "log_rows", "record",
-        "surge_percent", "unavailable_percent", "ticks")],
+    + [
+        (n, _F)
+        for n in (
+            "t",
+            "think_min_s",
+            "think_span_s",
+            "gpu_alpha_s",
+            "gpu_beta_s",
+            "gpu_sigma",
+            "host_alpha_s",
+            "host_beta_s",
+            "half_client_s",
+            "tail_median_s",
+            "tail_sigma",
+            "slo_s",
+            "queue_delay_s",
+            "queue_timeout_s",
+            "usable_vram_bytes",
+            "pod_vram_bytes",
+            "instance_vram_bytes",
+            "pod_memory_bytes",
+            "node_cpu_cores",
+            "schedule_min_s",
+            "schedule_span_s",
+            "start_mu",
+            "start_sigma",
+            "probe_delay_s",
+            "probe_period_s",
+            "endpoint_min_s",
+            "endpoint_span_s",
+            "prestop_s",
+            "grace_s",
+            "resize_delay_s",
+            "api_delay_s",
+            "cfs_period_s",
+            "gpu_shared_loss",
+            "gpu_loss_per_job",
+            "gpu_capacity",
+            "request_per_limit",
+            "cpu_limit",
+            "cpu_applied",
+            "gpu_share",
+            "hpa_target",
+            "scrape_s",
+            "metrics_server_s",
+            "hpa_sync_s",
+            "dcgm_s",
+            "dcgm_window_s",
+            "latency_sum_s",
+            "queue_sum_s",
+            "cpu_gone_s",
+            "accrued_s",
+            "alive_s",
+            "ready_s",
+            "limit_s",
+            "vram_s",
+            "vram_bytes",
+            "gpu_seen",
+            "gpu_seen_at_s",
+            "dcgm_busy_s",
+        )
+    ]
+    + [
+        (n, _I)
+        for n in (
+            "users",
+            "pods",
+            "gpus",
+            "instances_max",
+            "leaves",
+            "level",
+            "target_users",
+            "is_open",
+            "arrival",
+            "free_slot",
+            "gpu_dist",
+            "max_batch",
+            "preferred_mask",
+            "preferred_max",
+            "queue_size",
+            "connection_requests",
+            "mps",
+            "replicas",
+            "instances",
+            "revision",
+            "hpa_on",
+            "hpa_metric",
+            "events",
+            "endpoints",
+            "uid",
+            "alive",
+            "completed",
+            "failed",
+            "slow",
+            "batches",
+            "in_flight",
+            "scrapes",
+            "window",
+            "log_rows",
+            "record",
+            "surge_percent",
+            "unavailable_percent",
+            "ticks",
+        )
+    ],
     align=True,
-)  # fmt: skip
+)
 
 
 class Env(NamedTuple):
@@ -127,9 +265,30 @@ class Env(NamedTuple):
 
 
 ACCOUNT = (
-    "t", "completed", "failed", "slow", "latency_sum_s", "queue_sum_s", "batches", "cpu_used_s", "alive_s", "ready_s",
-    "limit_s", "vram_s", "gpu_busy_s",
-)  # fmt: skip
+    "t",
+    "completed",
+    "failed",
+    "slow",
+    "latency_sum_s",
+    "queue_sum_s",
+    "batches",
+    "cpu_used_s",
+    "alive_s",
+    "ready_s",
+    "limit_s",
+    "vram_s",
+    "gpu_busy_s",
+)
 """Columns of an account: everything that only grows; an interval is the difference of two accounts."""
-SCRAPED = ("t", "completed", "failed", "slow", "latency_sum_s", "queue_sum_s", "batches", "cpu_used_s", "in_flight")
+SCRAPED = (
+    "t",
+    "completed",
+    "failed",
+    "slow",
+    "latency_sum_s",
+    "queue_sum_s",
+    "batches",
+    "cpu_used_s",
+    "in_flight",
+)
 """Columns of one Prometheus scrape: cumulative counters and one gauge."""

@@ -22,11 +22,23 @@ from gpusched.core.ports import Episode
 from gpusched.core.seeds import child, states
 from gpusched.core.service import Service
 from gpusched.sim.records import (
-    DCGM_BEGIN, DCGM_END, DETERMINISTIC, EXECUTING, EXPONENTIAL, INACTIVE, INF, LEVEL, LOGNORMAL, METRICS_SERVER,
-    QUEUED, READY, SCRAPE, THINKING,
+    DCGM_BEGIN,
+    DCGM_END,
+    DETERMINISTIC,
+    EXECUTING,
+    EXPONENTIAL,
+    INACTIVE,
+    INF,
+    LEVEL,
+    LOGNORMAL,
+    METRICS_SERVER,
+    QUEUED,
+    READY,
+    SCRAPE,
+    THINKING,
 )  # fmt: skip
 from gpusched.sim.reference_control import CADVISOR_S, CLOCK_ORDER, ControlPlane
-from gpusched.sim.reference_parts import Batch, Pod, Processor, Stream, User, p95
+from gpusched.sim.reference_parts import Batch, Pod, Processor, Stream, User, on_grid, p95
 
 OPEN_SLOTS = 4096
 LONG_AGO_S = 3600.0
@@ -43,6 +55,7 @@ class Reference(ControlPlane):
         super().__init__(service, clocks, max_replicas)
         self.slo_s, self.tick_s, self.replicas = slo_s, tick_s, start_replicas
         self.gpu_capacity = gpu_capacity
+        self.half_client_s = 0.5 * self.value["client_s"]  # half lies before the pod, half behind it
         spread = LOGNORMAL if self.value["gpu_cv"] > 0.0 else DETERMINISTIC
         self.gpu_dist = spread if gpu_dist is None else gpu_dist
 
@@ -156,11 +169,6 @@ class Reference(ControlPlane):
 
     # --- users ---
 
-    @property
-    def half_client_s(self) -> float:
-        """Half of the client and network time lies before the pod, half behind it."""
-        return 0.5 * self.value["client_s"]
-
     def change_users(self) -> None:
         """The load level changes; users that join send first within one longest think time."""
         target = int(self.plan.users_K[self.level])
@@ -168,7 +176,7 @@ class Reference(ControlPlane):
             if user.state == INACTIVE:
                 user.state = THINKING
                 wait_s = self.plan.think_max_s * user.stream.uniform()
-                heapq.heappush(self.arrivals, (self.t + wait_s + self.half_client_s, user.index))
+                heapq.heappush(self.arrivals, (on_grid(self.t + wait_s + self.half_client_s), user.index))
         self.target_users = target
         self.level += 1
         more = self.level < len(self.plan.from_s_K)
@@ -189,6 +197,7 @@ class Reference(ControlPlane):
             self.request(user)
         else:
             self.failed += 1
+            self.log.append((self.t - self.half_client_s, 0.0, RequestLog.FAILED))
         self.arrival += 1
         if self.arrival < len(self.plan.arrivals_s_N):
             arrival_s = float(self.plan.arrivals_s_N[self.arrival])
@@ -215,6 +224,9 @@ class Reference(ControlPlane):
         if not self.endpoints:
             return None
         user.pod = self.endpoints[int(u * len(self.endpoints))]
+        user.left = 0
+        if not user.pod.takes_connection(self.t):
+            return None  # told to stop, and kube-proxy does not know yet
         per_connection = int(self.value["connection_requests"])
         user.left = per_connection - 1 if per_connection > 0 else 2**30
         return user.pod
@@ -239,7 +251,7 @@ class Reference(ControlPlane):
             return
         span_s = self.plan.think_max_s - self.plan.think_min_s
         think_s = self.plan.think_min_s + span_s * user.stream.uniform()
-        heapq.heappush(self.arrivals, (answer_s + think_s + self.half_client_s, user.index))
+        heapq.heappush(self.arrivals, (on_grid(answer_s + think_s + self.half_client_s), user.index))
 
     def fail(self, users: list[User]) -> None:
         for user in users:
@@ -381,9 +393,8 @@ class Reference(ControlPlane):
 
     def logs(self) -> tuple[RequestLog, TickLog]:
         """Return all requests, open ones last with their age, and the ticks."""
-        waiting = [user for user in self.users if user.state in (QUEUED, EXECUTING)]
+        waiting = [u for u in self.users if u.state in (QUEUED, EXECUTING)]
         rows = self.log + [(u.send_s, self.t - u.send_s, RequestLog.UNFINISHED) for u in waiting]
-        table = np.array(rows, dtype=np.float64).reshape(-1, 3)
-        ticks = TickLog.from_table(np.array(self.ticks))
-        status = table[:, 2].astype(np.int8)
-        return RequestLog(start_s_N=table[:, 0], latency_s_N=table[:, 1], status_N=status), ticks
+        start_N, latency_N, status_N = np.array(rows, dtype=np.float64).reshape(-1, 3).T
+        requests = RequestLog(start_s_N=start_N, latency_s_N=latency_N, status_N=status_N.astype(np.int8))
+        return requests, TickLog.from_table(np.array(self.ticks))

@@ -13,8 +13,21 @@ from gpusched.core.service import Service
 from gpusched.sim import hpa
 from gpusched.sim.hpa_replicas import PHASE_PENDING, PHASE_RUNNING, READY_FALSE, READY_TRUE
 from gpusched.sim.records import (
-    DCGM_BEGIN, DCGM_END, DEPLOY, FREE, HPA_SYNC, INF, LEVEL, METRICS_SERVER, PENDING, READY, RESIZE, RUNNING,
-    SCHEDULED, SCRAPE, TERMINATING,
+    DCGM_BEGIN,
+    DCGM_END,
+    DEPLOY,
+    FREE,
+    HPA_SYNC,
+    INF,
+    LEVEL,
+    METRICS_SERVER,
+    PENDING,
+    READY,
+    RESIZE,
+    RUNNING,
+    SCHEDULED,
+    SCRAPE,
+    TERMINATING,
 )  # fmt: skip
 from gpusched.sim.reference_parts import Pod, Processor, Stream, User
 
@@ -122,7 +135,10 @@ class ControlPlane:
         taken = [sum(p.vram_bytes for p in self.holding() if p.gpu == g) for g in range(len(self.gpus))]
         g = taken.index(min(taken))
         requested = (len(self.holding()) + 1) * self.request_cores()
-        if taken[g] + pod.vram_bytes > self.service.usable_vram_bytes or requested > self.value["node_cpu_cores"]:
+        if (
+            taken[g] + pod.vram_bytes > self.service.usable_vram_bytes
+            or requested > self.value["node_cpu_cores"]
+        ):
             return
         low, high = self.value["schedule_min_s"], self.value["schedule_max_s"]
         sigma = math.sqrt(math.log1p(self.value["start_cv"] ** 2))
@@ -133,7 +149,9 @@ class ControlPlane:
 
     def start_process(self, pod: Pod) -> None:
         pod.state = RUNNING
-        pod.life_s = self.t + self.value["probe_delay_s"] + self.value["probe_period_s"] * pod.stream.uniform()
+        pod.life_s = (
+            self.t + self.value["probe_delay_s"] + self.value["probe_period_s"] * pod.stream.uniform()
+        )
         pod.advisor_s = self.t + CADVISOR_S * pod.stream.uniform()
         pod.cpu = Processor.cpu(self.cpu_applied, self.value["cfs_period_s"], self.t)
         pod.idle = pod.instances
@@ -167,7 +185,10 @@ class ControlPlane:
         elif pod.state == RUNNING:
             self.become_ready(pod)
         elif pod.in_flight == 0:  # told to stop, and drained
-            self.free(pod)
+            if pod in self.endpoints:
+                pod.life_s = pod.endpoint_s
+            else:
+                self.free(pod)
         elif self.t >= pod.kill_s:
             self.kill(pod)
         else:
@@ -363,4 +384,3 @@ class ControlPlane:
     def deploy(self) -> None:
         self.clock_s[DEPLOY] = INF
         self.reconcile_deployment()
-

@@ -14,7 +14,10 @@ from gpusched.core.trial import TrialSpec
 
 
 def test_a_stream_depends_on_everything_but_the_policy() -> None:
-    first = {tuple(states(stream(*key), 2)) for key in [("a", "low", 0), ("b", "low", 0), ("a", "high", 0), ("a", "low", 1)]}
+    first = {
+        tuple(states(stream(*key), 2))
+        for key in [("a", "low", 0), ("b", "low", 0), ("a", "high", 0), ("a", "low", 1)]
+    }
     assert len(first) == 4
     assert tuple(states(stream("a", "low", 0), 2)) in first
     purposes = {tuple(states(stream("a", "low", 0, p), 2)) for p in ("trial", "train", "validate", "tune")}

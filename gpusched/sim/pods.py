@@ -1,0 +1,327 @@
+"""Deployment, ReplicaSet and pod life: what is created, scheduled, started, drained and killed. Compiled; seldom called.
+
+Every wait has its source in the service profile; the order of the steps follows Kubernetes 1.36.
+"""
+
+from __future__ import annotations
+
+import math
+
+from gpusched.sim.primitives import fork, jit, merge, normal, resource_sync, uniform
+from gpusched.sim.records import DEPLOY, FREE, INF, PENDING, READY, RUNNING, SCHEDULED, TERMINATING, Env
+
+CADVISOR_BASE_S = 10.0
+"""cAdvisor housekeeping: each wait is uniform in [base, 2·base) (vendor cadvisor nextHousekeepingInterval)."""
+
+
+@jit
+def accrue(env: Env, e: int, t: float) -> None:
+    """Add what the replicas held since the last change to the integrals."""
+    sim, pods = env.sim_E[e], env.pods_EP[e]
+    dt = t - sim.accrued_s
+    sim.accrued_s = t
+    alive, vram = 0, 0.0
+    for p in range(sim.pods):
+        if pods[p].state > PENDING:
+            alive += 1
+            vram += pods[p].vram_bytes
+    sim.alive = alive
+    sim.vram_bytes = vram
+    sim.alive_s += dt * alive
+    sim.ready_s += dt * sim.endpoints
+    sim.limit_s += dt * alive * sim.cpu_applied
+    sim.vram_s += dt * vram
+
+
+@jit
+def reconcile_deployment(env: Env, e: int, t: float) -> None:
+    """Create and delete pods until the ReplicaSets match the Deployment (rolling update, surge before removal)."""
+    sim, pods = env.sim_E[e], env.pods_EP[e]
+    accrue(env, e, t)
+    new, old, ready = 0, 0, 0
+    for p in range(sim.pods):
+        if FREE < pods[p].state < TERMINATING:
+            if pods[p].revision == sim.revision:
+                new += 1
+            else:
+                old += 1
+            if pods[p].state == READY:
+                ready += 1
+    surge, spare = 0, 0
+    if old > 0:
+        surge = -((-sim.surge_percent * sim.replicas) // 100)  # rounded up
+        spare = (sim.unavailable_percent * sim.replicas) // 100  # rounded down
+        if surge == 0 and spare == 0:
+            spare = 1
+    for _ in range(min(sim.replicas - new, sim.replicas + surge - new - old)):
+        create_pod(env, e, t)
+    for _ in range(new - sim.replicas):
+        delete_pod(env, e, victim(env, e, t, sim.revision, True), t)
+    if old > 0:
+        # Old pods that serve nobody go first; ready ones only as far as enough others are ready.
+        for _ in range(old):
+            p = victim(env, e, t, sim.revision, False)
+            if pods[p].state == READY:
+                if ready <= sim.replicas - spare:
+                    break
+                ready -= 1
+            delete_pod(env, e, p, t)
+    accrue(env, e, t)
+
+
+@jit
+def create_pod(env: Env, e: int, t: float) -> None:
+    """Create one pod of the current template in a free slot; without a slot the controller tries again later."""
+    sim, pods = env.sim_E[e], env.pods_EP[e]
+    for p in range(sim.pods):
+        if pods[p].state == FREE:
+            pod = pods[p]
+            sim.uid += 1
+            pod.uid = sim.uid
+            pod.rng = fork(sim.pod_key, sim.uid)
+            pod.state = PENDING
+            pod.revision = sim.revision
+            pod.created_s = t
+            pod.instances = sim.instances
+            pod.share = sim.gpu_share
+            pod.vram_bytes = sim.pod_vram_bytes + (sim.instances - 1) * sim.instance_vram_bytes
+            pod.life_s = pod.endpoint_s = pod.batch_s = pod.advisor_s = INF
+            pod.sigterm_s = pod.kill_s = INF
+            pod.admitted_s = pod.up_s = pod.ready_s = pod.seen_s = pod.older_s = pod.newer_s = -INF
+            pod.seen_used_s = pod.older_used_s = pod.newer_used_s = 0.0
+            pod.endpoint = -1
+            pod.queued = pod.in_flight = pod.scraped_in_flight = 0
+            pod.free = -1
+            schedule(env, e, p, t)
+            return
+
+
+@jit
+def schedule(env: Env, e: int, p: int, t: float) -> None:
+    """Bind a pending pod where its CPU request and a GPU ticket fit; else leave it pending.
+
+    A time-slicing ticket stands for one replica's VRAM; a terminating pod holds its ticket until it is gone.
+    Tickets are spread over the GPUs (device plugin's `distributed`).
+    """
+    sim, pods = env.sim_E[e], env.pods_EP[e]
+    requested, best, least = 0.0, -1, INF
+    for g in range(sim.gpus):
+        used = 0.0
+        for q in range(sim.pods):
+            if pods[q].state > PENDING and pods[q].gpu == g:
+                used += pods[q].vram_bytes
+        if used + pods[p].vram_bytes <= sim.usable_vram_bytes and used < least:
+            best, least = g, used
+    for q in range(sim.pods):
+        if pods[q].state > PENDING:
+            requested += sim.cpu_limit * sim.request_per_limit
+    if best < 0 or requested + sim.cpu_limit * sim.request_per_limit > sim.node_cpu_cores:
+        return
+    accrue(env, e, t)
+    pods[p].gpu = best
+    pods[p].state = SCHEDULED
+    pods[p].admitted_s = t + sim.schedule_min_s + sim.schedule_span_s * uniform(pods[p])
+    pods[p].up_s = pods[p].admitted_s + math.exp(sim.start_mu + sim.start_sigma * normal(pods[p]))
+    pods[p].life_s = pods[p].up_s
+    accrue(env, e, t)
+
+
+@jit
+def victim(env: Env, e: int, t: float, revision: int, same: bool) -> int:
+    """The pod ReplicaSet deletes next: not scheduled, not running, not ready, ready for a shorter time, younger.
+
+    Times are compared by power of two and ties fall to a hash of the UID (controller_utils.go ActivePodsWithRanks).
+    """
+    sim, pods = env.sim_E[e], env.pods_EP[e]
+    best, best_rank, best_hash = -1, INF, 0
+    for p in range(sim.pods):
+        pod = pods[p]
+        if not FREE < pod.state < TERMINATING or (pod.revision == revision) != same:
+            continue
+        age_s = max(t - (pod.ready_s if pod.state == READY else pod.created_s), 0.0)
+        rank = pod.state * 100.0 + math.floor(math.log2(age_s + 1.0))
+        tie = (pod.uid * 2654435761) & 0xFFFF
+        if best < 0 or rank < best_rank or (rank == best_rank and tie < best_hash):
+            best, best_rank, best_hash = p, rank, tie
+    return best
+
+
+@jit
+def delete_pod(env: Env, e: int, p: int, t: float) -> None:
+    """Start a pod's graceful end: endpoint removal and preStop run in parallel, SIGTERM after it, SIGKILL at grace."""
+    sim, pods = env.sim_E[e], env.pods_EP[e]
+    pod = pods[p]
+    accrue(env, e, t)
+    if pod.state < RUNNING:  # nothing runs yet, nothing to drain
+        free_pod(env, e, p, t)
+        return
+    pod.state = TERMINATING
+    pod.endpoint_s = t + sim.endpoint_min_s + sim.endpoint_span_s * uniform(pod) if pod.endpoint >= 0 else INF
+    pod.sigterm_s = t + sim.prestop_s
+    pod.kill_s = t + max(sim.grace_s, sim.prestop_s)
+    pod.life_s = pod.sigterm_s
+
+
+@jit
+def free_pod(env: Env, e: int, p: int, t: float) -> None:
+    """Give back all a pod held, keep its CPU time in the service's counter, and let pending pods try again."""
+    sim, pods, cpu = env.sim_E[e], env.pods_EP[e], env.resources_ER[e][p]
+    accrue(env, e, t)
+    resource_sync(cpu, t)
+    sim.cpu_gone_s += cpu.used_s
+    cpu.used_s = 0.0
+    cpu.jobs = 0
+    cpu.root = -1
+    cpu.virtual_s = 0.0
+    cpu.throttled = 0
+    if pods[p].endpoint >= 0:
+        remove_endpoint(env, e, p)
+    pods[p].state = FREE
+    accrue(env, e, t)
+    env.slow_E8[e][DEPLOY] = min(env.slow_E8[e][DEPLOY], t + sim.api_delay_s)
+    for q in range(sim.pods):
+        if pods[q].state == PENDING:
+            schedule(env, e, q, t)
+
+
+@jit
+def life_event(env: Env, e: int, p: int, t: float, broken: int) -> int:
+    """The next stage of a pod: process up, Ready, told to stop, drained or killed."""
+    sim, pod = env.sim_E[e], env.pods_EP[e][p]
+    if pod.state == SCHEDULED:
+        start_process(env, e, p, t)
+    elif pod.state == RUNNING:
+        pod.state = READY
+        pod.ready_s = t
+        pod.life_s = INF
+        pod.endpoint_s = t + sim.endpoint_min_s + sim.endpoint_span_s * uniform(pod)
+        if sim.mps:
+            gpu = env.resources_ER[e][sim.pods + pod.gpu]
+            resource_sync(gpu, t)
+            gpu.per_job = pod.share
+        env.slow_E8[e][DEPLOY] = min(env.slow_E8[e][DEPLOY], t + sim.api_delay_s)
+    elif t >= pod.sigterm_s and pod.in_flight == 0:
+        if pod.endpoint >= 0:
+            pod.life_s = pod.endpoint_s  # until then connections still come, and are refused
+        else:
+            free_pod(env, e, p, t)
+    elif t >= pod.kill_s:
+        broken = break_requests(env, e, p, t, broken)
+        free_pod(env, e, p, t)
+    else:
+        pod.life_s = pod.kill_s
+    return broken
+
+
+@jit
+def start_process(env: Env, e: int, p: int, t: float) -> None:
+    """The container runs and Triton is up; the readiness probe finds that out at its own pace."""
+    sim, pod, cpu = env.sim_E[e], env.pods_EP[e][p], env.resources_ER[e][p]
+    pod.state = RUNNING
+    pod.life_s = t + sim.probe_delay_s + sim.probe_period_s * uniform(pod)
+    pod.advisor_s = t + CADVISOR_BASE_S * uniform(pod)
+    open_instances(env, e, p)
+    cpu.last_s = t
+    cpu.capacity = sim.cpu_applied
+    cpu.per_job = 1.0
+    cpu.period_s = sim.cfs_period_s
+    cpu.period_end_s = t + sim.cfs_period_s
+    cpu.quota_s = sim.cpu_applied * sim.cfs_period_s
+    cpu.busy_s = 0.0
+
+
+@jit
+def open_instances(env: Env, e: int, p: int) -> None:
+    """Chain the pod's instances into its list of free ones."""
+    sim, pod, instances = env.sim_E[e], env.pods_EP[e][p], env.instances_EPI[e]
+    first = p * sim.instances_max
+    for k in range(pod.instances):
+        instances[first + k].head = first + k + 1 if k + 1 < pod.instances else -1
+        instances[first + k].size = 0
+        instances[first + k].on_gpu = 0
+    pod.free = first
+
+
+@jit
+def endpoint_event(env: Env, e: int, p: int) -> None:
+    """kube-proxy learns that a pod became ready or is terminating."""
+    sim, pod = env.sim_E[e], env.pods_EP[e][p]
+    accrue(env, e, pod.endpoint_s)
+    pod.endpoint_s = INF
+    if pod.state == READY and pod.endpoint < 0:
+        env.endpoints_EP[e][sim.endpoints] = p
+        pod.endpoint = sim.endpoints
+        sim.endpoints += 1
+    elif pod.state == TERMINATING and pod.endpoint >= 0:
+        remove_endpoint(env, e, p)
+
+
+@jit
+def remove_endpoint(env: Env, e: int, p: int) -> None:
+    """Take a pod out of the Service's endpoints."""
+    sim, pods, endpoints = env.sim_E[e], env.pods_EP[e], env.endpoints_EP[e]
+    sim.endpoints -= 1
+    last = endpoints[sim.endpoints]
+    endpoints[pods[p].endpoint] = last
+    pods[last].endpoint = pods[p].endpoint
+    pods[p].endpoint = -1
+
+
+@jit
+def break_requests(env: Env, e: int, p: int, t: float, broken: int) -> int:
+    """SIGKILL: every request still in the pod fails; returns the chain of their users in front of `broken`."""
+    sim, pod, users, instances = env.sim_E[e], env.pods_EP[e][p], env.users_EU[e], env.instances_EPI[e]
+    first = p * sim.instances_max
+    for k in range(first, first + pod.instances):
+        on_gpu = instances[k].on_gpu == 1
+        if instances[k].size > 0:
+            u = instances[k].head
+            for _ in range(instances[k].size):
+                following = users[u].next
+                users[u].next = broken
+                broken = u
+                u = following
+            instances[k].size = 0
+        if on_gpu:
+            instances[k].on_gpu = 0
+            rebuild_gpu(env, e, pod.gpu, t)
+    u = pod.head
+    for _ in range(pod.queued):
+        following = users[u].next
+        users[u].next = broken
+        broken = u
+        u = following
+    sim.in_flight -= pod.in_flight
+    pod.queued = pod.in_flight = 0
+    return broken
+
+
+@jit
+def rebuild_gpu(env: Env, e: int, g: int, t: float) -> None:
+    """Collect the jobs of a GPU anew after one was torn out of it."""
+    sim, pods, instances = env.sim_E[e], env.pods_EP[e], env.instances_EPI[e]
+    nodes, gpu = env.nodes_EPI[e], env.resources_ER[e][sim.pods + g]
+    resource_sync(gpu, t)
+    gpu.root, gpu.jobs = -1, 0
+    for p in range(sim.pods):
+        if pods[p].state < RUNNING or pods[p].gpu != g:
+            continue
+        for k in range(p * sim.instances_max, p * sim.instances_max + pods[p].instances):
+            if instances[k].on_gpu == 1:
+                nodes[k].left = nodes[k].right = -1
+                gpu.root = merge(nodes, gpu.root, k)
+                gpu.jobs += 1
+
+
+@jit
+def apply_resize(env: Env, e: int, t: float) -> None:
+    """The kubelet applies a new CPU limit in place; the quota of the running period changes with it."""
+    sim, pods = env.sim_E[e], env.pods_EP[e]
+    accrue(env, e, t)
+    for p in range(sim.pods):
+        if pods[p].state >= RUNNING:
+            cpu = env.resources_ER[e][p]
+            resource_sync(cpu, t)
+            cpu.quota_s = max(cpu.quota_s + (sim.cpu_limit - cpu.capacity) * cpu.period_s, 0.0)
+            cpu.capacity = sim.cpu_limit
+    sim.cpu_applied = sim.cpu_limit
