@@ -1,0 +1,42 @@
+# make experiment   the whole study: install, sweep, report      make test   the whole test suite
+# make check        what a change must pass, <= 90 s              make bench  the numbers we claim
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+UI := MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --workers 1 --backend-store-uri sqlite:///mlruns/mlflow.db
+
+.PHONY: experiment test check bench setup ui
+experiment: $(STAMP)
+	$(PY) run.py experiment=headline resume=true
+	$(PY) analyze.py
+	@echo
+	@echo "Report:        in outputs/report, as printed above"
+	@echo "All the runs:  make ui, then http://127.0.0.1:5000/#/experiments"
+
+setup: $(STAMP)
+
+# Anything that changes what must be installed makes the stamp old; an interrupted installation leaves none.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	  echo "gpusched needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "Cannot make a virtual environment. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 2; }
+	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: $(STAMP)
+	$(PY) -m pytest -n 2 --dist loadfile -q
+
+check: $(STAMP)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(PY) -m pytest -n 2 --dist loadfile -q -m "not slow and not gpu and not cluster and not local"
+
+bench: $(STAMP)
+	$(PY) -m pytest benchmarks -q -s
+
+ui: $(STAMP)
+	$(UI)

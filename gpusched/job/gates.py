@@ -1,0 +1,140 @@
+"""Gates: what must hold for a result to mean anything. A failing one marks the run; only the first one refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusched.core.controls import Controls
+from gpusched.core.errors import GateError
+from gpusched.core.kpi import Window
+from gpusched.core.logs import RequestLog, TickLog
+from gpusched.core.observation import Observation
+from gpusched.core.ports import Episode
+from gpusched.core.seeds import stream
+from gpusched.job.setup import Setup
+from gpusched.policy.static import Static
+
+LITTLE_TOLERANCE = 0.05
+OFFERED_TOLERANCE = 0.01
+SENSITIVITY = 0.01
+"""Least mean difference between opposite constant choices, as a share of the reward's mean size."""
+PROBE_PAIRS, PROBE_STEPS = 8, 20
+VIOLATION_BORNE = 0.05
+"""A policy may hold still while no more than this share of the requests is in violation."""
+
+SEEN_AS = {"cpu": "cpu_utilization_E", "queue": "queue_s_E", "in_flight": "in_flight_E"}
+"""Where an observation shows what an HPA scales on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One gate's verdict and the figures it rests on."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def action_sensitivity(setup: Setup) -> Gate:
+    """Compare the reward of all levers at their least with all at their most, on the same users.
+
+    Raises GateError where it makes no difference: whatever such a training learnt would be noise.
+    """
+    sizes = setup.action.sizes(setup.limits)
+    choice_EA = np.repeat([[0] * len(sizes), [n - 1 for n in sizes]], PROBE_PAIRS, axis=0)
+    reward_TE = _probe(setup, setup.action.decode(choice_EA, setup.limits))
+    least_P, most_P = np.split(reward_TE.mean(axis=0), 2)
+    difference, size = float(np.mean(np.abs(most_P - least_P))), float(np.mean(np.abs(reward_TE)))
+    figures = f"mean reward {least_P.mean():.4f} at least, {most_P.mean():.4f} at most, |difference| {difference:.4f}"
+    if not difference > SENSITIVITY * size:
+        raise GateError(
+            f"action = {setup.names['action']}: opposite constant choices earn the same reward ({figures}), "
+            "so there is nothing to learn. Choose another action or reward, or offer wider choices."
+        )
+    return Gate(name="action_sensitivity", ok=True, detail=figures)
+
+
+def _probe(setup: Setup, controls: Controls) -> NDArray[np.float64]:
+    """Hold the controls over PROBE_PAIRS episodes, each lived through twice; return rewards [T, E]."""
+    seeds = stream(setup.study, f"{setup.train_name}/probe", setup.seed, "train").spawn(PROBE_PAIRS)
+    episodes = []
+    for seed in seeds:
+        plan = setup.train_load.plan(setup.spec.end_s, np.random.default_rng(seed))
+        episodes.append(Episode(plan=plan, seed=seed))
+    cluster = setup.cluster(envs=2 * PROBE_PAIRS, record=False)
+    try:
+        cluster.reset([*episodes, *episodes])
+        rewards = []
+        for _ in range(min(PROBE_STEPS, setup.spec.steps)):
+            cluster.step(controls)
+            rewards.append(setup.reward.score(cluster.outcome()))
+    finally:
+        cluster.close()
+    return np.asarray(rewards)
+
+
+def load_audit(w: Window) -> Gate:
+    """Check that the load was the one that was meant."""
+    return _offered(w) if w.plan.is_open else _little(w)
+
+
+def _little(w: Window) -> Gate:
+    """Little's law over the users' cycle: X·(R + Z) must equal N."""
+    r = w.requests
+    done_N = (r.status_N != RequestLog.UNFINISHED) & (r.end_s_N > w.begin_s) & (r.end_s_N <= w.end_s + 1e-9)
+    rate_rps = np.count_nonzero(done_N) / w.duration_s
+    mean_s = float(r.latency_s_N[done_N].mean()) if done_N.any() else 0.0
+    users = w.plan.mean_users(w.begin_s, w.end_s)
+    ratio = rate_rps * (mean_s + w.plan.think_mean_s) / users if users else float("nan")
+    detail = f"X = {rate_rps:.2f}/s, R = {mean_s:.3f} s, Z = {w.plan.think_mean_s:.2f} s, N = {users:.1f}: X(R+Z)/N = {ratio:.3f}"
+    return Gate(name="load_audit", ok=bool(users == 0 or abs(ratio - 1) <= LITTLE_TOLERANCE), detail=detail)
+
+
+def _offered(w: Window) -> Gate:
+    """Every planned arrival must have been sent, whatever became of it."""
+    assert w.plan.arrivals_s_N is not None
+    planned, sent = (
+        int(np.count_nonzero((t_s_N > w.begin_s) & (t_s_N <= w.end_s)))
+        for t_s_N in (w.plan.arrivals_s_N, w.requests.start_s_N)
+    )
+    ok = abs(sent - planned) <= max(1.0, OFFERED_TOLERANCE * planned)
+    return Gate(name="load_audit", ok=ok, detail=f"{sent} requests sent of {planned} planned")
+
+
+def readiness(ready_at_start: float, setup: Setup) -> Gate:
+    """All start replicas must be ready when the episode begins."""
+    want = setup.spec.start_replicas
+    ok = ready_at_start >= want
+    return Gate(
+        name="readiness", ok=ok, detail=f"{ready_at_start:g} of {want} start replicas ready at the start"
+    )
+
+
+def degenerate(w: Window, ticks: TickLog, setup: Setup, blind: bool) -> Gate:
+    """A policy that never acts although the service suffers, or an HPA whose metric is absent, is no contestant.
+
+    Holding still is right where the load is constant and the objective is met; `static` holds still by design.
+    """
+    if blind:
+        return Gate(name="degenerate", ok=False, detail="the HPA's metric was absent throughout")
+    t = ticks.between(
+        w.begin_s - setup.spec.tick_s, w.end_s
+    )  # from the last tick before the policy's first action
+    controls = (t.replicas_spec_T, t.hpa_target_T, t.cpu_cores_T, t.instances_T, t.gpu_share_T)
+    moved = any(len(np.unique(column_T[np.isfinite(column_T)])) > 1 for column_T in controls)
+    bad = 1 - w.good / w.judged if w.judged else 0.0
+    if moved or isinstance(setup.policy, Static) or bad <= VIOLATION_BORNE:
+        return Gate(name="degenerate", ok=True, detail="acted" if moved else "held still")
+    return Gate(
+        name="degenerate", ok=False, detail=f"never acted while {bad:.1%} of the requests were in violation"
+    )
+
+
+def is_blind(controls: Controls, seen: Observation) -> bool:
+    """True where the replicas are an HPA's and its metric has no value."""
+    return controls.hpa is not None and not bool(
+        np.isfinite(getattr(seen, SEEN_AS[controls.hpa.metric])).any()
+    )

@@ -1,0 +1,55 @@
+"""Errors that Hydra finds in the arguments, in our form: key, value, what is allowed, the likely slip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from gpusched.core.errors import did_you_mean
+
+
+class Through(BaseException):
+    """Carries an error through Hydra, which would turn an Exception into a warning or announce it in its own words."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def explain(error: Exception, arguments: Sequence[str]) -> str | None:
+    """Return what to tell a person about an error of Hydra's; None for an error that is none."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r}: cannot be read. Write key=value, and quote it for the shell: 'seed=range(5)'."
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        return _option(error.missing_cfg_file, error.options)
+    if isinstance(error, CompactHydraException | OmegaConfBaseException):
+        return _other(error, arguments)
+    if isinstance(error, ValueError) and str(error).startswith("Config group override"):
+        return f"{' '.join(arguments)}: a group needs the name of an option, as in policy=hpa."
+    return None
+
+
+def _option(missing: str, options: Sequence[str]) -> str:
+    group, _, name = missing.rpartition("/")
+    return f"{group} = {name!r}: no such option. Allowed: {', '.join(options)}.{did_you_mean(name, options)}"
+
+
+def _other(error: Exception, arguments: Sequence[str]) -> str:
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
+        return _key(str(cause.full_key), str(cause.key), cause.parent_node)
+    if str(error).startswith("Ambiguous value"):
+        several = next((a for a in arguments if "," in a), "")
+        return f"{several}: several values make a sweep. Add -m, or write a list as key=[a,b]."
+    return str(error)
+
+
+def _key(full_key: str, key: str, parent: DictConfig) -> str:
+    keys = [str(k) for k in parent if k not in ("_target_", "hydra")]
+    if not keys:
+        above = full_key.rpartition(".")[0]
+        return f"{full_key}: {above} has no value it could change. Set it as a whole: '{above}={{{key}: VALUE}}'."
+    keys += ["experiment"] if full_key == key else []  # a group without an option by default
+    return f"{full_key}: no such key. Allowed: {', '.join(keys)}.{did_you_mean(key, keys)}"

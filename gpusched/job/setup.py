@@ -1,0 +1,176 @@
+"""Everything one job works with, typed and checked; and what a job is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import gpusched
+from gpusched.core.controls import Limits
+from gpusched.core.load import LoadPlan
+from gpusched.core.ports import Action, Cluster, Episode, Load, Option, Policy, Reward
+from gpusched.core.seeds import stream
+from gpusched.core.service import Service
+from gpusched.core.trial import TrialSpec
+
+if TYPE_CHECKING:
+    from gpusched.tracking.store import Store
+
+PACKAGE = Path(gpusched.__file__).parent
+DECIDING = ("core", "sim", "cluster", "load", "reward", "action", "policy", "rl")
+"""The rooms whose code decides a trial's numbers; the others only write them down."""
+
+
+@dataclass(kw_only=True)
+class Setup:
+    """One job's configuration as objects.
+
+    names       how runs are labelled: option per group, with the values set on the command line
+    load_name   the load option's name, from which random streams come
+    train_name  the same of the load a learning policy trains on, "" where nothing is trained
+    config      the resolved configuration in plain values
+    """
+
+    seed: int
+    study: str
+    resume: bool
+    uri: str
+    spec: TrialSpec
+    limits: Limits
+    policy: Policy
+    load: Load
+    reward: Reward
+    action: Action
+    service: Service
+    cluster_type: type[Cluster]
+    cluster_config: Any
+    names: dict[str, str]
+    load_name: str
+    train_name: str
+    config: dict[str, Any]
+
+    def cluster(self, envs: int = 1, record: bool = True) -> Cluster:
+        """Return a new cluster with `envs` environments."""
+        return self.cluster_type(
+            self.cluster_config,
+            service=self.service,
+            trial=self.spec,
+            limits=self.limits,
+            slo_s=self.reward.slo_s,
+            envs=envs,
+            record=record,
+        )
+
+    @cached_property
+    def _streams(self) -> list[np.random.SeedSequence]:
+        """One stream each for the load, the cluster and the policy; no policy's name enters."""
+        return stream(self.study, self.load_name, self.seed, "trial").spawn(3)
+
+    @cached_property
+    def plan(self) -> LoadPlan:
+        """The users or arrivals of the trial, warm-up included."""
+        return self.load.plan(self.spec.end_s, np.random.default_rng(self._streams[0]))
+
+    @property
+    def episode(self) -> Episode:
+        """What the trial's environment lives through."""
+        return Episode(plan=self.plan, seed=self._streams[1])
+
+    @property
+    def policy_seed(self) -> np.random.SeedSequence:
+        return self._streams[2]
+
+    @property
+    def train_load(self) -> Load:
+        """The load a learning policy trains on."""
+        load: Load = self.policy.config.train_load
+        return load
+
+    @property
+    def config_hash(self) -> str:
+        """Hash of everything configured, where results are stored aside."""
+        return digest(
+            {key: value for key, value in self.config.items() if key not in ("tracking", "resume", "job")}
+        )
+
+    @property
+    def trial_key(self) -> str:
+        """Hash of everything the trial's numbers depend on: configuration, drawn load, code."""
+        more = [self.fingerprint] if self.policy.trained else []
+        return digest(self._shared, self.config["load"], self.load_name, self.plan, *more)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything a training depends on; the trial's own load is not among it."""
+        rng = np.random.default_rng(0)
+        return digest(self._shared, self.train_name, self.train_load.plan(self.spec.end_s, rng))
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        keys = ("study", "seed", "trial", "policy", "reward", "action", "service", "cluster")
+        return {**{key: self.config[key] for key in keys}, "code": code_hash()}
+
+
+@dataclass(kw_only=True)
+class Result:
+    """How a job ended, in plain values: what a sweep's table is made from."""
+
+    status: str
+    names: dict[str, str]
+    seed: int
+    values: dict[str, float] = field(default_factory=dict)
+    run_id: str = ""
+    error: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Write status.json into the folder."""
+        (folder / STATUS).write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """Read a status.json."""
+        return cls(**json.loads(path.read_text()))
+
+
+STATUS = "status.json"
+
+
+class Job(Option, ABC):
+    """Something `run.py` can be asked to do."""
+
+    @abstractmethod
+    def run(self, setup: Setup, store: Store, parent: str | None) -> Result:
+        """Do it, and record it in the store below the run `parent` if there is one."""
+
+
+def digest(*parts: Any) -> str:
+    """Hash plain values and load plans to 16 hex digits, the same on every machine."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, LoadPlan):
+            arrays = (
+                part.from_s_K,
+                part.users_K,
+                part.arrivals_s_N,
+                np.array([part.think_min_s, part.think_max_s]),
+            )
+            hasher.update(b"|".join(a.tobytes() for a in arrays if a is not None))
+        else:
+            hasher.update(json.dumps(part, sort_keys=True).encode())
+    return hasher.hexdigest()[:16]
+
+
+@cache
+def code_hash() -> str:
+    """Hash the source of everything that decides a trial's numbers."""
+    hasher = hashlib.sha256(gpusched.__version__.encode())
+    for path in sorted(p for room in DECIDING for p in (PACKAGE / room).rglob("*.py")):
+        hasher.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
+    return hasher.hexdigest()[:16]

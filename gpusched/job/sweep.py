@@ -1,0 +1,145 @@
+"""A sweep: checked as a whole before it starts, shown while it runs, summed up however it ends."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from hydra.types import TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from gpusched.job.build import setup
+from gpusched.job.progress import bar
+from gpusched.job.refusals import Through
+from gpusched.job.setup import STATUS, Result
+from gpusched.job.summary import show_sweep
+
+log = logging.getLogger(__name__)
+
+PARENT = "parent_run"
+"""File in a sweep's folder that tells its jobs, in whatever process they run, below which run they belong."""
+
+
+class Failed(Exception):
+    """Some jobs of the sweep failed; the others are whole."""
+
+
+class Sweep:
+    """The sweep this process runs, from the check of its jobs to the table at its end."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self.folder = Path(config.hydra.sweep.dir)
+        self.jobs = check(config)
+        self._run, self._bar = ExitStack(), ExitStack()
+        self._done = 0
+
+    def begin(self, config: DictConfig) -> None:
+        """Open the store and the sweep's run, and show the bar."""
+        from gpusched.job.record import open_store
+
+        words = list(config.hydra.overrides.task)
+        store = open_store(config.tracking.uri)
+        run = store.start(
+            "sweep",
+            study=config.study,
+            name=f"sweep {' '.join(words)}",
+            params={"jobs": len(self.jobs)},
+            tags={},
+        )
+        self._run.enter_context(run)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / PARENT).write_text(run.id)
+        self._show = self._bar.enter_context(bar("sweep", len(self.jobs)))
+
+    def job_done(self) -> None:
+        self._done += 1
+        self._show(self._done)
+
+    def end(self, error: BaseException | None) -> None:
+        """Print the table and close the sweep's run; raise Failed where jobs failed."""
+        self._bar.close()
+        results = [Result.read(path) for path in self.folder.glob(f"*/{STATUS}")]
+        show_sweep(sorted(results, key=lambda r: (r.names["load"], r.names["policy"], r.seed)))
+        failed = [r for r in results if r.status == "failed"]
+        missing = len(self.jobs) - len(results)
+        if error is None and (failed or missing):
+            error = Failed(self._account(failed, missing))
+        self._run.__exit__(type(error) if error else None, error, None)
+        if isinstance(error, Failed):
+            raise error
+
+    def _account(self, failed: Sequence[Result], missing: int) -> str:
+        lines = [f"{len(failed) + missing} of {len(self.jobs)} jobs failed, the others are stored."]
+        lines += [f"  {r.names['policy']} on {r.names['load']}, seed {r.seed}: {r.error}" for r in failed]
+        lines += [f"  {missing} ended without a word (killed?)"] if missing else []
+        return "\n".join(
+            [*lines, f"Logs: {self.folder}. Run the same command with resume=true to do only these again."]
+        )
+
+
+class SweepCallback(Callback):
+    """Hydra's hooks into a sweep; `current` is the one that runs in this process."""
+
+    current: Sweep | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            SweepCallback.current = sweep = Sweep(config)
+            sweep.begin(config)
+        except Exception as error:
+            SweepCallback.current = None
+            raise Through(error) from error
+
+    def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
+        if SweepCallback.current:
+            words = " ".join(config.hydra.overrides.task)
+            log.info("job %d of %d: %s", config.hydra.job.num + 1, len(SweepCallback.current.jobs), words)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if SweepCallback.current:
+            SweepCallback.current.job_done()
+
+
+def check(config: DictConfig) -> list[list[str]]:
+    """Compose and build every job of a sweep, so that a mistake in the last one shows before the first one starts.
+
+    Only for Hydra's own sweeper: others choose their jobs as they go.
+    """
+    if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
+        return []
+    jobs = expand([f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+                  + list(config.hydra.overrides.task))  # fmt: skip
+    for overrides in jobs:
+        whole = compose(config.hydra.job.config_name, overrides=overrides, return_hydra_config=True)
+        choices = OmegaConf.to_container(whole.hydra.runtime.choices)
+        with open_dict(whole):
+            del whole["hydra"]
+        assert isinstance(choices, dict)
+        setup(whole, {str(k): str(v) for k, v in choices.items()}, overrides)
+    return jobs
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of every job: the product of all sweeps, as Hydra's own sweeper makes it."""
+    choices: dict[str, list[str]] = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.get_key_element()
+        swept = override.is_sweep_override() and override.is_discrete_sweep()
+        values = override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
+        choices[key] = [f"{key}={value}" for value in values]
+    return [list(job) for job in itertools.product(*choices.values())]
+
+
+def parent_run() -> str | None:
+    """Return the run of the sweep the current job belongs to."""
+    path = Path(HydraConfig.get().sweep.dir) / PARENT
+    return path.read_text() if path.exists() else None

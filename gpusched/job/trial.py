@@ -1,0 +1,130 @@
+"""One trial: one policy, one load, one seed. Warm-up, episode, logs, KPIs, gates, store."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusched.core.kpi import Window, kpis
+from gpusched.core.logs import TickLog
+from gpusched.core.ports import Cluster
+from gpusched.job import gates
+from gpusched.job.record import artifacts, params, run_tags
+from gpusched.job.setup import Job, Result, Setup
+from gpusched.tracking.run import Run
+from gpusched.tracking.store import Store
+
+log = logging.getLogger(__name__)
+
+KPI = "kpi/"
+
+
+@dataclass(kw_only=True)
+class Lived:
+    """What a trial left: all ticks, the window KPIs come from, the reward of each control step [T], and what gates ask."""
+
+    ticks: TickLog
+    window: Window
+    reward_T: NDArray[np.float64]
+    ready_at_start: float
+    blind: bool
+
+
+class TrialJob(Job):
+    """Runs the trial, unless it is finished in the store and `resume` is set."""
+
+    @dataclass(kw_only=True)
+    class Config:
+        """Nothing to choose: the trial has its own group of keys."""
+
+    def run(self, setup: Setup, store: Store, parent: str | None) -> Result:
+        begin_s = time.monotonic()
+        result = Result(status="finished", names=setup.names, seed=setup.seed)
+        key = setup.trial_key
+        if setup.resume and (found := store.find(setup.study, kind="trial", tags={"trial_key": key})):
+            log.info("%s: finished already (run %s), skipped", title(setup), found[0].id)
+            values = {k.removeprefix(KPI): v for k, v in found[0].metrics.items() if k.startswith(KPI)}
+            return replace(result, status="skipped", values=values, run_id=found[0].id)
+        if setup.policy.trained:
+            from gpusched.job.train import model
+
+            setup.policy.load(str(model(setup, store, parent)))
+        tags = {**run_tags(setup), "trial_key": key}
+        with store.start(
+            "trial", study=setup.study, name=title(setup), params=params(setup), tags=tags, parent=parent
+        ) as run:
+            lived = live(setup)
+            values = keep(run, setup, lived)
+            run.metrics(0, {"wall_s": time.monotonic() - begin_s})
+        return replace(result, values=values, run_id=run.id)
+
+
+def title(setup: Setup) -> str:
+    """Return what a person calls the trial."""
+    return f"{setup.names['policy']} on {setup.names['load']}, seed {setup.seed}"
+
+
+def live(setup: Setup) -> Lived:
+    """Let the policy control the cluster for the whole trial."""
+    cluster = setup.cluster()
+    try:
+        return _live(setup, cluster)
+    finally:
+        cluster.close()
+
+
+def _live(setup: Setup, cluster: Cluster) -> Lived:
+    spec, policy = setup.spec, setup.policy
+    policy.reset(setup.limits, setup.policy_seed)
+    seen = cluster.reset([setup.episode])
+    ready, blind_T, rewards = float(seen.replicas_ready_E[0]), [], []
+    for _ in range(spec.steps):
+        controls = policy.act(seen)
+        seen = cluster.step(controls)
+        rewards.append(float(setup.reward.score(cluster.outcome())[0]))
+        blind_T.append(gates.is_blind(controls, seen))
+    requests, ticks = cluster.logs()
+    window = Window(
+        requests=requests,
+        ticks=ticks,
+        plan=setup.plan,
+        begin_s=spec.warmup_s,
+        end_s=spec.end_s,
+        slo_s=setup.reward.slo_s,
+        gpus=int(setup.service.gpus.value),
+        gpu_vram_bytes=setup.service.gpu_vram_bytes.value,
+        node_memory_bytes=setup.service.node_memory_bytes.value,
+    )
+    return Lived(
+        ticks=ticks, window=window, reward_T=np.array(rewards), ready_at_start=ready, blind=all(blind_T)
+    )
+
+
+def keep(run: Run, setup: Setup, lived: Lived) -> dict[str, float]:
+    """Store everything a trial left and return its KPIs and mean reward."""
+    values = {**kpis(lived.window), "reward_mean": float(lived.reward_T.mean())}
+    run.kpis({name: value for name, value in values.items() if name != "reward_mean"})
+    run.metrics(0, {"reward_mean": values["reward_mean"]})
+    for step, reward in enumerate(lived.reward_T, start=1):
+        run.metrics(round(step * setup.spec.control_s), {"reward": float(reward)})
+    for gate in verdicts(setup, lived):
+        run.gate(gate.name, gate.ok, gate.detail)
+        if not gate.ok:
+            log.warning("%s: gate %s failed: %s", title(setup), gate.name, gate.detail)
+    artifacts(run, setup)
+    run.ticks(lived.ticks, setup.spec.warmup_s)
+    run.requests(lived.window.requests, setup.spec.warmup_s)
+    return values
+
+
+def verdicts(setup: Setup, lived: Lived) -> list[gates.Gate]:
+    """Return every gate's verdict on a trial."""
+    return [
+        gates.load_audit(lived.window),
+        gates.readiness(lived.ready_at_start, setup),
+        gates.degenerate(lived.window, lived.ticks, setup, lived.blind),
+    ]

@@ -1,0 +1,1 @@
+"""Policies: one file per option; what is observed, turned into what to set."""

@@ -1,0 +1,134 @@
+"""The eyes of a learning policy: observations → features, with a short memory per environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import EllipsisType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusched.core.controls import Limits
+from gpusched.core.errors import refuse
+from gpusched.core.observation import Observation
+
+Floats = NDArray[np.float64]
+Features = NDArray[np.float32]
+Rows = Sequence[int] | NDArray[np.int64]
+
+
+@dataclass(kw_only=True)
+class EncoderConfig:
+    """What the features are scaled by, and how many past control steps of the trend they hold."""
+
+    slo_s: float
+    think_s: float
+    history: int
+
+    def __post_init__(self) -> None:
+        if not self.slo_s > 0:
+            raise refuse("encoder.slo_s", self.slo_s, "must be greater than 0 s")
+        if self.think_s < 0:
+            raise refuse("encoder.think_s", self.think_s, "must be at least 0 s")
+        if not 0 <= self.history <= 100:
+            raise refuse("encoder.history", self.history, "must lie in 0..100 control steps")
+
+
+@dataclass
+class View:
+    """One observation beside the scales it is read with."""
+
+    seen: Observation
+    scale: EncoderConfig
+    limits: Limits
+
+    @property
+    def population_E(self) -> Floats:
+        """Users behind the load by the interactive response-time law: those who think and those who wait."""
+        return self.seen.rate_rps_E * self.scale.think_s + self.seen.in_flight_E
+
+    def per_ready(self, amount_E: Floats) -> Floats:
+        return amount_E / np.maximum(self.seen.replicas_ready_E, 1.0)
+
+    def per_slo(self, time_s_E: Floats) -> Floats:
+        return time_s_E / self.scale.slo_s
+
+
+# Counts and times span decades, so they enter as log(1 + x); shares and ratios enter as they are. The
+# population enters both ways: the log tells 5 users from 10, the plain count 50 from 60.
+FEATURES: dict[str, Callable[[View], Floats]] = {
+    "population": lambda v: np.log1p(v.population_E),
+    "population_count": lambda v: v.population_E,
+    "population_per_ready": lambda v: np.log1p(v.per_ready(v.population_E)),
+    "rate": lambda v: np.log1p(v.seen.rate_rps_E),
+    "in_flight_per_ready": lambda v: np.log1p(v.per_ready(v.seen.in_flight_E)),
+    "latency_mean": lambda v: np.log1p(v.per_slo(v.seen.latency_mean_s_E)),
+    "latency_p95": lambda v: np.log1p(v.per_slo(v.seen.latency_p95_s_E)),
+    "queue": lambda v: np.log1p(v.per_slo(v.seen.queue_s_E)),
+    "batch_size": lambda v: np.log1p(v.seen.batch_size_E),
+    "slow_share": lambda v: v.seen.slow_share_E,
+    "failed_share": lambda v: v.seen.failed_share_E,
+    "cpu_utilization": lambda v: np.log1p(v.seen.cpu_utilization_E),
+    "gpu_utilization": lambda v: v.seen.gpu_utilization_E,
+    "replicas_spec": lambda v: v.seen.replicas_spec_E / v.limits.max_replicas,
+    "replicas_ready": lambda v: v.seen.replicas_ready_E / v.limits.max_replicas,
+    "hpa_target": lambda v: np.log1p(v.seen.hpa_target_E),
+    "cpu_limit": lambda v: v.seen.cpu_limit_cores_E / max(v.limits.cpu_cores),
+    "instances": lambda v: v.seen.instances_E / max(v.limits.instances),
+    "gpu_share": lambda v: v.seen.gpu_share_E / max(v.limits.gpu_shares),
+    "age": lambda v: np.log1p(v.seen.age_s_E),
+    "gpu_age": lambda v: np.log1p(v.seen.gpu_age_s_E),
+    "has_rate": lambda v: np.isfinite(v.seen.rate_rps_E).astype(float),
+}
+
+TREND = ("population", "slow_share", "replicas_ready")
+"""The features whose past is remembered: where the load, the violations and the capacity come from."""
+
+TREND_COLUMNS = [list(FEATURES).index(name) for name in TREND]
+
+
+def feature_names(history: int) -> list[str]:
+    """Return the name of every feature; `population-2` is the population two control steps ago."""
+    return [*FEATURES, *[f"{name}-{age}" for age in range(1, history + 1) for name in TREND]]
+
+
+class Encoder:
+    """Turns the observations of E environments into features [E, F], float32, finite, the same every time.
+
+    Missing values (NaN) read 0. At the start of an episode the past is filled with the first observation.
+    """
+
+    def __init__(self, config: EncoderConfig, limits: Limits, envs: int) -> None:
+        self.config, self.limits = config, limits
+        self._past_EHF: Features = np.zeros((envs, config.history, len(TREND)), dtype=np.float32)
+
+    @property
+    def size(self) -> int:
+        """Number of features F."""
+        return len(FEATURES) + self.config.history * len(TREND)
+
+    def start(self, observation: Observation, envs: Rows | None = None) -> Features:
+        """Begin an episode in the given environments (all by default); return their rows of features."""
+        rows: Rows | EllipsisType = ... if envs is None else envs
+        now_EF = self._read(observation)[rows]
+        self._past_EHF[rows] = now_EF[:, None, TREND_COLUMNS]
+        return self._join(now_EF, self._past_EHF[rows])
+
+    def follow(self, observation: Observation) -> Features:
+        """Return the features of the next control step of every environment's episode, shape [E, F]."""
+        now_EF = self._read(observation)
+        features_EF = self._join(now_EF, self._past_EHF)
+        self._past_EHF = np.roll(self._past_EHF, 1, axis=1)
+        self._past_EHF[:, :1] = now_EF[:, None, TREND_COLUMNS]
+        return features_EF
+
+    def _read(self, observation: Observation) -> Features:
+        view = View(observation, self.config, self.limits)
+        with np.errstate(invalid="ignore"):
+            now_EF = np.stack([feature(view) for feature in FEATURES.values()], axis=1)
+        return np.nan_to_num(now_EF, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
+
+    @staticmethod
+    def _join(now_EF: Features, past_EHF: Features) -> Features:
+        return np.concatenate([now_EF, past_EHF.reshape(len(now_EF), -1)], axis=1)

@@ -1,0 +1,1 @@
+"""Rewards: one file per option; the training signal, never a KPI."""

@@ -1,0 +1,1 @@
+"""How a policy learns: environments, networks, PPO, validation, convergence verdict. The home of torch."""

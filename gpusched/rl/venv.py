@@ -1,0 +1,102 @@
+"""The cluster as a vector environment in Tianshou's shape: all environments step in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+from tianshou.env import BaseVectorEnv
+
+from gpusched.core.ports import Cluster, Episode, Load, Reward
+from gpusched.policy.encoder import Features
+from gpusched.policy.ppo import PPO
+
+Ids = Sequence[int] | NDArray[np.int64]
+
+
+class Episodes:
+    """Draws episode after episode of one load; the same seed sequence gives the same episodes."""
+
+    def __init__(self, load: Load, duration_s: float, source: np.random.SeedSequence) -> None:
+        self._load, self._duration_s, self._source = load, duration_s, source
+
+    def draw(self, count: int) -> list[Episode]:
+        """Return the next `count` episodes."""
+        return [self._one(child) for child in self._source.spawn(count)]
+
+    def _one(self, child: np.random.SeedSequence) -> Episode:
+        plan_seed, user_seed = child.spawn(2)
+        plan = self._load.plan(self._duration_s, np.random.default_rng(plan_seed))
+        return Episode(plan=plan, seed=user_seed)
+
+
+class ClusterEnv(BaseVectorEnv):
+    """E environments of one cluster; it shows the policy's features [E, F] and takes its choices [E, A].
+
+    Episodes end by time, so they are truncated, never terminated. With `stagger`, the first episodes are
+    cut to different lengths: afterwards the ends, and with them the load's phases, stay spread over time.
+    The reward is returned as (reward - centre) / spread; where nothing terminates this changes no policy's rank.
+    """
+
+    def __init__(
+        self, cluster: Cluster, policy: PPO, reward: Reward, episodes: Episodes, stagger: bool = False
+    ) -> None:
+        # BaseVectorEnv's own constructor starts one worker per environment; here the cluster holds them all.
+        self.env_num = self.wait_num = cluster.envs
+        self.timeout, self.is_async, self.is_closed = None, False, False
+        self.workers, self.waiting_conn, self.waiting_id = [], [], []
+        self.ready_id = list(range(cluster.envs))
+        self.cluster, self.reward, self.episodes = cluster, reward, episodes
+        self.action, self.sizes = policy.action, policy.action.sizes(cluster.limits)
+        self.encoder = policy.encoder(cluster.limits, cluster.envs)
+        self._spaces = {
+            "action_space": spaces.MultiDiscrete(self.sizes),
+            "observation_space": spaces.Box(-np.inf, np.inf, (self.encoder.size,), np.float32),
+        }
+        self.centre, self.spread = 0.0, 1.0
+        self._infos_E = np.array([{} for _ in range(cluster.envs)], dtype=object)
+        self._left_E = np.full(cluster.envs, cluster.trial.steps)
+        self._stagger = stagger
+
+    def get_env_attr(self, key: str, id: Any = None) -> list[Any]:
+        """Return one space per environment; Tianshou looks them up here."""
+        return [self._spaces.get(key)] * self.env_num
+
+    def reset(self, env_id: Any = None, **_: Any) -> tuple[Features, NDArray[np.object_]]:
+        """Begin a new episode in the given environments (all by default)."""
+        ids = np.arange(self.env_num) if env_id is None else np.atleast_1d(env_id)
+        observation = self.cluster.reset(self.episodes.draw(len(ids)), [int(e) for e in ids])
+        steps = self.cluster.trial.steps
+        self._left_E[ids] = steps
+        if self._stagger:
+            self._left_E[:] = -(-steps * np.arange(1, self.env_num + 1) // self.env_num)
+            self._stagger = False
+        return self.encoder.start(observation, ids), self._infos_E[ids]
+
+    def step(
+        self, action: Any, id: Any = None
+    ) -> tuple[Features, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.object_]]:
+        """Let every environment live through one control interval; a finished one waits for its reset."""
+        if id is not None and len(id) != self.env_num:
+            raise ValueError(f"all {self.env_num} environments step together, got {len(id)}")
+        observation = self.cluster.step(self.action.decode(np.asarray(action), self.cluster.limits))
+        reward_E = (self.reward.score(self.cluster.outcome()) - self.centre) / self.spread
+        self._left_E -= 1
+        terminated_E = np.zeros(self.env_num, dtype=bool)
+        return self.encoder.follow(observation), reward_E, terminated_E, self._left_E <= 0, self._infos_E
+
+    def raw(self, reward: float) -> float:
+        """Return a reward as the reward option scored it."""
+        return reward * self.spread + self.centre
+
+    def seed(self, seed: Any = None) -> list[list[int] | None]:
+        """Do nothing: the episodes carry their seeds."""
+        return [None] * self.env_num
+
+    def close(self) -> None:
+        """Close the cluster."""
+        self.cluster.close()
+        self.is_closed = True

@@ -1,0 +1,173 @@
+"""From configuration to objects: what is built, and one readable answer to everything that cannot be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from jobs import make
+
+from gpusched.core.controls import HPASpec
+from gpusched.core.errors import InputError
+from gpusched.core.service import Service
+from gpusched.job.build import known, option, record
+from gpusched.load.varied import Varied
+from gpusched.policy.hpa import HPA
+from gpusched.policy.ppo import PPO
+
+
+def test_the_default_job_is_the_plan_s_hpa_on_fifty_users() -> None:
+    _, setup = make()
+    assert isinstance(setup.policy, HPA)
+    assert setup.policy.config == HPASpec(metric="cpu", target=70.0, min_replicas=1, max_replicas=6)
+    assert setup.plan.max_users == 50
+    assert isinstance(setup.service, Service)
+    assert setup.reward.slo_s == 0.2
+    assert setup.limits.max_replicas == 6
+    assert setup.names["policy"] == "hpa"
+
+
+def test_a_nested_option_is_built_and_named() -> None:
+    _, setup = make("policy=ppo")
+    assert isinstance(setup.policy, PPO)
+    assert isinstance(setup.train_load, Varied)
+    assert setup.train_name == "varied"
+    assert make("policy=ppo", "load@policy.train_load=mixed")[1].train_name == "mixed"
+
+
+def test_a_nested_record_is_built() -> None:
+    _, setup = make("policy.scale_up={policies: [{type: Pods, value: 2, period_s: 30}], select: Min}")
+    assert setup.policy.config.scale_up.policies[0].value == 2
+    assert setup.policy.config.scale_up.select == "Min"
+    assert setup.policy.config.scale_down is None
+
+
+def test_labels_tell_what_the_command_line_set() -> None:
+    _, setup = make("policy.target=50", "load=low", "load.users=12")
+    assert setup.names["policy"] == "hpa[target=50]"
+    assert setup.names["load"] == "low[users=12]"
+    assert setup.load_name == "low"
+
+
+def test_limits_offer_what_the_action_names() -> None:
+    assert make()[1].limits.cpu_cores == [make()[1].service.cpu_limit_cores.value]
+    assert make("action=resources", "action.cpu_cores=[0.5,1]")[1].limits.cpu_cores == [0.5, 1.0]
+
+
+BAD = {
+    "load.users=abc": r"^load.users = 'abc': must be a whole number\.$",
+    "load.users=1.5": r"^load.users = 1.5: must be a whole number\.$",
+    "load.users=-3": r"^load.users = -3: must lie in 0\.\.",
+    "+load.userz=3": r"^load.userz: no such key. Allowed: think_min_s, think_max_s, users. Did you mean 'users'\?$",
+    "+foo=3": r"^foo: no such key. Allowed: seed, ",
+    "~load": r"^load: no option chosen",
+    "reward.slo_s=0": r"^reward.slo_s = 0.0: must be greater than 0 s\.$",
+    "reward.slo_s=-1": r"^reward.slo_s = -1.0: must be greater than 0 s\.$",
+    "reward.w2=-1": r"^reward.w2 = -1.0: must be at least 0",
+    "reward.w1=0 reward.w2=0 reward.w3=0 reward.w4=0": r"^reward.w1 = .*at least one weight",
+    "trial.max_replicas=7": r"^trial.max_replicas = 7: needs more VRAM than the GPU has .*At most 6 fit\.$",
+    "trial.min_replicas=4 trial.max_replicas=3": r"^trial.max_replicas = 3: must be at least min_replicas",
+    "trial.start_replicas=0": r"^trial.start_replicas = 0: must lie in",
+    "trial.duration_s=100": r"^trial.duration_s = 100.0: must be a multiple of control_s",
+    "trial.duration_s=-15": r"^trial.duration_s = -15.0: must be greater than 0 s",
+    "policy.min_replicas=5 policy.max_replicas=3": r"^policy.max_replicas = 3: must be at least min_replicas",
+    "policy.target=-1": r"^policy.target = -1.0: must be greater than 0",
+    "policy.metric=gpu": r"^policy.metric = 'gpu': must be one of cpu, queue, in_flight",
+    "policy.scale_up={select: Best}": r"^policy.scale_up.select = 'Best': must be Max, Min or Disabled",
+    "policy.scale_up={policies: [{type: Pods, value: x, period_s: 1}]}": r"^policy.scale_up.policies\[0\].value = 'x'",
+    "policy.scale_up={policies: [{type: Pods, value: 1}]}": r"^policy.scale_up.policies\[0\].period_s: has no value",
+    "policy._target_=os.system": r"^policy._target_ = 'os.system': must name a Policy of gpusched",
+    "policy._target_=gpusched.load.steady.Steady": r"^policy._target_ = .*must name a Policy",
+    "policy._target_=gpusched.policy.nope.Nope": r"^policy._target_ = .*must name a Policy",
+    "policy=static policy.replicas=7": r"^policy.replicas = 7: must lie in the trial's limits, 1\.\.6",
+    "load=trace": r"^load.path: has no value. Give one with load.path=VALUE",
+    "load=trace load.path=/no/such.csv": r"^load.path = '/no/such.csv': no such file",
+    "service.pod_vram_bytes.value=2e10": r"^service.pod_vram_bytes.value = 2e\+10 B: more VRAM than the GPU has",
+    "service.pod_vram_bytes.unit=GB": r"^service.pod_vram_bytes.unit = 'GB': must be 'B'",
+    "service.pod_vram_bytes.status=guess": r"^service.pod_vram_bytes.status = 'guess': must be one of",
+    "service.node_cpu_cores.value=4": r"^service.cpu_limit_cores.value = 1.0: 6 replicas .*would need 6 cores",
+    "action=resources action.gpu_shares=[0.5,1]": r"^action.gpu_shares = .*needs service.sharing=mps",
+    "policy=ppo trial.min_replicas=2 trial.max_replicas=2": r"^action: leaves the policy nothing to choose",
+    "policy=ppo policy.train_load.users=-4": r"^policy.train_load.users = -4: must lie in",
+    "policy=ppo policy.network.hidden=[0]": r"^policy.network.hidden = ",
+    "policy=ppo +policy.training.frame=3": r"^policy.training.frame: no such key.*Did you mean 'frames'",
+    "seed=-1": r"^seed = -1: must be at least 0",
+    "seed=x": r"^seed = 'x': must be a whole number",
+    "study=''": r"^study = '': must be a name",
+    "resume=maybe": r"^resume = 'maybe': must be true or false",
+    "tracking=3": r"^tracking = 3: must be a group of uri",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [a for a, told in BAD.items() if told])
+def test_what_cannot_be_is_refused_with_key_value_and_cure(arguments: str) -> None:
+    words = [arguments] if "{" in arguments else arguments.split()
+    with pytest.raises(InputError, match=BAD[arguments]) as caught:
+        make(*words)
+    assert "\n" not in str(caught.value)
+
+
+@dataclass(kw_only=True)
+class Inner:
+    many: list[int]
+    maybe: float | None = None
+
+
+@dataclass(kw_only=True)
+class Outer:
+    name: str
+    flag: bool
+    inner: Inner
+    more: list[Inner]
+
+
+WHOLE: dict[str, Any] = {
+    "name": "a",
+    "flag": True,
+    "inner": {"many": [1]},
+    "more": [{"many": [2], "maybe": 3}],
+}
+
+
+def test_record_builds_what_the_fields_say() -> None:
+    made = record(WHOLE, Outer, "x")
+    assert made == Outer(name="a", flag=True, inner=Inner(many=[1]), more=[Inner(many=[2], maybe=3.0)])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"flag": "maybe"}, "x.flag = 'maybe': must be true or false."),
+        ({"name": None}, "x.name = None: must be text."),
+        ({"inner": 3}, "x.inner = 3: must be a group of many, maybe."),
+        ({"inner": {}}, "x.inner.many: has no value. Give one with x.inner.many=VALUE."),
+        (
+            {"inner": {"many": [1, "b"]}},
+            "x.inner.many = [1, 'b']: must be a list, each entry a whole number.",
+        ),
+        ({"more": [{"many": [], "maybe": "c"}]}, "x.more[0].maybe = 'c': must be a number or null."),
+        (
+            {"more": [{"many": [], "mayb": 1}]},
+            "x.more[0].mayb: no such key. Allowed: many, maybe. Did you mean 'maybe'?",
+        ),
+        (
+            {"inner": {"_target_": "builtins.dict"}},
+            "x.inner._target_ = 'builtins.dict': must name a Option of gpusched.",
+        ),
+    ],
+)
+def test_record_names_the_whole_key(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        record({**WHOLE, **change}, Outer, "x")
+    assert str(caught.value) == told
+
+
+def test_a_plain_node_is_no_option() -> None:
+    with pytest.raises(InputError, match="policy: must be an option"):
+        option({"target": 3}, HPA, "policy")
+
+
+def test_unknown_without_a_likely_word() -> None:
+    with pytest.raises(InputError, match=r"^a\.zzz: no such key\. Allowed: b\.$"):
+        known(["zzz"], ["b"], "a")

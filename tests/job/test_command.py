@@ -1,0 +1,192 @@
+"""run.py as a person uses it: exit codes, one message, sweeps that survive a failure or an interruption."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from jobs import CONF, ROOT, SHORT
+
+import run as script
+from gpusched.job.command import run
+from gpusched.job.setup import Result
+from gpusched.job.sweep import SweepCallback, expand
+from gpusched.tracking.store import Store
+
+DB = "sqlite:///mlruns/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store to copy: creating its tables takes longer than a test."""
+    folder = tmp_path_factory.mktemp("blank") / "mlruns"
+    Store(f"sqlite:///{folder}/mlflow.db")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, blank: Path) -> Path:
+    shutil.copytree(blank, tmp_path / "mlruns")
+    return tmp_path
+
+
+@pytest.fixture
+def command(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Call run.py in this process, in a folder of its own; return its exit code."""
+    monkeypatch.chdir(folder)
+    root, level = logging.getLogger(), logging.getLogger().level
+    handlers = list(root.handlers)
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["run.py", "--config-dir", str(CONF), *arguments, *SHORT])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        SweepCallback.current = None
+        try:
+            return run(script.app)
+        except SystemExit as stop:  # argparse
+            return int(stop.code or 0)
+        finally:
+            GlobalHydra.instance().clear()
+
+    yield call
+    root.handlers, root.level = handlers, level
+
+
+def in_a_shell(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    environment = {**os.environ, "PYTHONPATH": paths, **more}
+    words = [sys.executable, str(ROOT / "run.py"), "--config-dir", str(CONF), *arguments, *SHORT]
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+BAD = {
+    "policy=pppo": r"policy = 'pppo': no such option. Allowed: hpa, ppo, random, static. Did you mean 'ppo'?",
+    "plicy=hpa": "plicy: no such key. Allowed: job, policy, load, reward, action, service, cluster, seed, study, "
+    "resume, tracking, trial, experiment. Did you mean 'policy'?",
+    "load.usrs=3": "load.usrs: no such key. Allowed: users, think_min_s, think_max_s. Did you mean 'users'?",
+    "load.users=": None,
+    "load.users=-2": "load.users = -2: must lie in 0..100000 users.",
+    "seed=range(5": "'seed=range(5': cannot be read. Write key=value, and quote it for the shell: 'seed=range(5)'.",
+    "policy=hpa,static": "policy=hpa,static: several values make a sweep. Add -m, or write a list as key=[a,b].",
+    "policy.scale_up.select=Max": "policy.scale_up.select: policy.scale_up has no value it could change. "
+    "Set it as a whole: 'policy.scale_up={select: VALUE}'.",
+    "load=null": "a group needs the name of an option",
+    "job=train": "policy = 'hpa': does not learn, so job=train has nothing to do.",
+    "-m policy=hpa,foo": "policy = 'foo': no such option. Allowed: hpa, ppo, random, static.",
+    "-m policy=hpa,static policy.target=50": "policy.target: no such key. Allowed: replicas.",
+    "-m load.users=5,-2": "load.users = -2: must lie in 0..100000 users.",
+    "tracking.uri=nonsense": None,
+    "tracking.uri=sqlite:////proc/no/mlflow.db": "",
+}
+
+
+@pytest.mark.parametrize("arguments", [a for a, told in BAD.items() if told is not None])
+def test_one_message_and_exit_code_2(command, capfd: pytest.CaptureFixture[str], arguments: str) -> None:
+    assert command(*arguments.split()) == 2
+    told = capfd.readouterr().err
+    assert BAD[arguments] in told
+    assert "Traceback" not in told
+    assert "Error executing job" not in told
+    assert not list(Path().glob("outputs/sweeps/*/*/0")), "a job of the sweep was started"
+
+
+def test_a_wrong_word_in_a_real_shell(tmp_path: Path) -> None:
+    done = in_a_shell(tmp_path, "policy=hpq")
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "policy = 'hpq': no such option. Allowed: hpa, ppo, random, static. Did you mean 'hpa'?\n"
+    )
+    assert done.stdout == ""
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = f"""import runpy, sys
+sys.argv = ["run.py", "--help"]
+try: runpy.run_path({str(ROOT / "run.py")!r}, run_name="__main__")
+except SystemExit as stop: assert not stop.code
+heavy = {{"torch", "mlflow", "numba", "matplotlib", "pandas", "tianshou"}} & set(sys.modules)
+assert not heavy, heavy"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "python run.py policy=hpa load=high" in done.stdout
+    assert "load: high, low, medium, mixed, periodic, ramp, spike, trace, varied" in done.stdout
+
+
+def test_a_trial_ends_with_its_table(command, capfd: pytest.CaptureFixture[str]) -> None:
+    assert command("policy=static", "policy.replicas=3") == 0
+    table = capfd.readouterr().out
+    assert "latency_p95_s" in table
+    assert "0.05" in table
+    (found,) = Store(DB).find("study", kind="trial")
+    assert found.id in table
+
+
+def test_a_failing_job_does_not_lose_the_others(command, capfd: pytest.CaptureFixture[str]) -> None:
+    sweep = ["-m", "load=low,medium,high", "cluster.break_at_users=50"]
+    assert command(*sweep) == 1
+    shown = capfd.readouterr()
+    assert "1 of 3 jobs failed" in shown.err
+    assert "hpa on medium, seed 0: RuntimeError: the double broke" in shown.err
+    assert "| high" in shown.out
+    assert "| low" in shown.out
+    store = Store(DB)
+    assert sorted(found.tags["load"] for found in store.find("study", kind="trial")) == ["high", "low"]
+    (parent,) = store.find("study", kind="sweep", status="FAILED")
+    assert all(f.tags["mlflow.parentRunId"] == parent.id for f in store.find("study", kind="trial"))
+    assert command(*sweep, "resume=true") == 1
+    states = [Result.read(path).status for path in Path().glob("outputs/sweeps/*/*/*/status.json")]
+    assert sorted(states) == ["failed"] * 2 + ["finished"] * 2 + ["skipped"] * 2
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.slow)]
+)
+def test_an_interrupted_sweep_keeps_what_is_finished(folder: Path, how: str, code: int) -> None:
+    done = in_a_shell(folder, "-m", "load=low,medium,high", INTERRUPT_AT_USERS="50", INTERRUPT_BY=how)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "| low" in done.stdout
+    store = Store(f"sqlite:///{folder}/mlruns/mlflow.db")
+    states = {found.tags["load"]: found.status for found in store.find("study", kind="trial", status=None)}
+    assert states == {"low": "FINISHED", "medium": "KILLED"}
+    assert [found.status for found in store.find("study", kind="sweep", status=None)] == ["KILLED"]
+    status = [
+        json.loads(path.read_text())["status"] for path in folder.glob("outputs/sweeps/*/*/*/status.json")
+    ]
+    assert sorted(status) == ["finished", "killed"]
+
+
+def test_expand_is_the_product_of_all_sweeps_and_the_last_word_wins() -> None:
+    jobs = expand(["policy=ppo,hpa", "seed=range(2)", "load=low", "load=high"])
+    assert jobs == [[p, s, "load=high"] for p in ("policy=ppo", "policy=hpa") for s in ("seed=0", "seed=1")]
+
+
+@pytest.mark.slow
+def test_headline_is_the_study_of_the_readme(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpusched.job import sweep
+
+    seen: list[list[list[str]]] = []
+
+    class Stop(BaseException):
+        pass
+
+    def stop(self: sweep.Sweep, config: object) -> None:
+        seen.append(self.jobs)
+        raise Stop
+
+    monkeypatch.setattr(sweep.Sweep, "begin", stop)
+    with pytest.raises(Stop):
+        command("experiment=headline")
+    wanted = {(p, load, f"seed={s}") for p in ("policy=ppo", "policy=hpa") for load in ("load=low", "load=medium", "load=high")
+              for s in range(5)}  # fmt: skip
+    assert {tuple(job[:3]) for job in seen[0]} == wanted
+    assert len(seen[0]) == 30

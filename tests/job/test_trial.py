@@ -1,0 +1,119 @@
+"""One trial on the double cluster: its streams, its hashes, what it stores, what it skips."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jobs import make
+
+from gpusched.core.kpi import KPIS
+from gpusched.job.record import flat
+from gpusched.job.trial import live
+from gpusched.tracking.store import Store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+
+
+def test_policies_meet_the_same_users_and_seeds_other_ones() -> None:
+    hpa, static = (make(f"policy={p}", "load=varied")[1] for p in ("hpa", "static"))
+    other = make("load=varied", "seed=1")[1]
+    assert np.array_equal(hpa.plan.users_K, static.plan.users_K)
+    assert hpa.episode.seed.generate_state(4).tolist() == static.episode.seed.generate_state(4).tolist()
+    assert not np.array_equal(hpa.plan.users_K, other.plan.users_K)
+
+
+def test_a_trial_s_key_changes_with_everything_it_depends_on_and_nothing_else() -> None:
+    key = make("policy=ppo", "load=mixed")[1].trial_key
+    same = ["resume=true", "tracking.uri=sqlite:///elsewhere.db", "job=train"]
+    assert {make("policy=ppo", "load=mixed", one)[1].trial_key for one in same} == {key}
+    others = ["seed=1", "study=b", "reward=latency", "trial.tick_s=3", "policy.training.epochs=2", "load.hold_share=0.1",
+              "service.gpu_cv.value=0.1", "policy.train_load.users=99", "action=hpa_target"]  # fmt: skip
+    keys = {make("policy=ppo", "load=mixed", one)[1].trial_key for one in others}
+    assert len(keys) == len(others)
+    assert key not in keys
+
+
+def test_a_trace_s_content_is_part_of_the_key(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    keys = set()
+    for text in ("0\n1\n3\n", "0\n2\n3\n"):
+        file.write_text(text)
+        keys.add(make("load=trace", f"load.path={file}")[1].trial_key)
+    assert len(keys) == 2
+
+
+def test_the_loads_of_one_seed_share_a_training_and_seeds_do_not() -> None:
+    prints = {load: make("policy=ppo", f"load={load}")[1].fingerprint for load in ("low", "high")}
+    assert prints["low"] == prints["high"]
+    others = [
+        "seed=1",
+        "reward=latency",
+        "policy.train_load.users=99",
+        "policy.training.epochs=2",
+        "trial.control_s=30",
+    ]
+    assert prints["low"] not in {make("policy=ppo", one)[1].fingerprint for one in others}
+
+
+def test_what_happens_is_known_on_paper() -> None:
+    lived = live(make("policy=static", "policy.replicas=3", "load=medium")[1])  # 50 users on 3: fast
+    assert lived.window.good == lived.window.judged > 0
+    lived = live(make("policy=static", "policy.replicas=2", "load=medium")[1])  # 50 users on 2: slow
+    assert lived.window.good == 0
+    assert len(lived.reward_T) == 8
+
+
+def test_a_trial_is_stored_whole(store: Store) -> None:
+    job, setup = make("policy=static", "policy.replicas=3", "study=whole")
+    result = job.run(setup, store, None)
+    (found,) = store.find("whole", kind="trial")
+    assert found.id == result.run_id
+    assert result.status == "finished"
+    assert found.metrics["kpi/qos_violation_rate"] == 0
+    assert found.metrics["reward_mean"] == pytest.approx(result.values["reward_mean"])
+    assert set(found.metrics) >= {"kpi/latency_p95_s", "wall_s", "tick/replicas", "reward"}
+    assert found.tags["policy"] == "static[replicas=3]"
+    assert found.tags["seed"] == "0"
+    assert found.tags["trial_key"] == setup.trial_key
+    assert (
+        found.tags["gate/load_audit"] == found.tags["gate/readiness"] == found.tags["gate/degenerate"] == "ok"
+    )
+    assert "gpu_alpha_s" in found.tags["assumed"].split(",")
+    assert "start_s" not in found.tags["assumed"].split(",")  # reported
+    assert found.params["load.users"] == "50"
+    config = json.loads(store.download(found.id, "config.json").read_text())
+    assert config["service"]["start_s"]["source"]
+    assert store.download(found.id, "ticks.csv").exists()
+    assert set(result.values) == {*KPIS, "reward_mean"}
+
+
+def test_resume_skips_what_is_finished_and_nothing_else(store: Store) -> None:
+    arguments = ["policy=static", "study=resume"]
+    job, setup = make(*arguments)
+    first = job.run(setup, store, None)
+    again = job.run(make(*arguments, "resume=true")[1], store, None)
+    assert (again.status, again.run_id) == ("skipped", first.run_id)
+    assert again.values["throughput_rps"] == pytest.approx(first.values["throughput_rps"])
+    assert job.run(setup, store, None).status == "finished"  # not asked to resume
+    other = job.run(make(*arguments, "resume=true", "seed=1")[1], store, None)
+    assert other.status == "finished"
+
+
+def test_a_failed_trial_is_marked_and_done_again(store: Store) -> None:
+    arguments = ["study=failed", "resume=true"]
+    job, setup = make(*arguments, "cluster.break_at_users=50")
+    with pytest.raises(RuntimeError, match="the double broke"):
+        job.run(setup, store, None)
+    assert [found.status for found in store.find("failed", status=None)] == ["FAILED"]
+    with pytest.raises(RuntimeError):
+        job.run(setup, store, None)
+
+
+def test_flat_keeps_every_leaf() -> None:
+    assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}

@@ -1,0 +1,62 @@
+"""conf/policy/ppo.yaml fills the policy's Config, the training load included."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from gpusched.core.errors import InputError
+from gpusched.policy.ppo import PPO
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+@cache
+def composed(*overrides: str) -> Any:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("policy/ppo", list(overrides)))
+
+
+def config(*overrides: str, **values: Any) -> Any:
+    """Return the Config that Hydra's overrides give, with further values set as `group.key`."""
+    tree = OmegaConf.create({"reward": {"slo_s": 0.2}, **composed(*overrides)})
+    for key, value in values.items():
+        OmegaConf.update(tree.policy, key, value)
+    OmegaConf.resolve(tree)
+    del tree.policy["_target_"]
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PPO.Config), tree.policy))
+
+
+def test_every_value_is_given() -> None:
+    given = config()
+    assert given.encoder.slo_s == 0.2
+    assert given.train_load["_target_"].startswith("gpusched.load.")
+    assert given.training.updates >= 10
+
+
+def test_another_training_load() -> None:
+    assert config("load@policy.train_load=mixed").train_load["_target_"].endswith("Mixed")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("network.hidden", []),
+        ("training.envs", 0),
+        ("training.learning_rate", 0.0),
+        ("training.gamma", 1.5),
+        ("training.frames", 10),
+        ("training.kl_stop", -1.0),
+        ("training.validate_episodes", 1),
+        ("convergence.window", 2),
+        ("convergence.kl_max", 0.0),
+        ("convergence.agreement_min", 2.0),
+        ("encoder.history", -1),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(InputError, match=key.replace(".", r"\.")):
+        config(**{key: value})

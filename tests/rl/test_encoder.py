@@ -1,0 +1,91 @@
+"""Features: known answers, memory per environment, and nothing but finite numbers."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from gpusched.core.controls import Limits
+from gpusched.core.errors import InputError
+from gpusched.core.observation import Observation
+from gpusched.policy.encoder import Encoder, EncoderConfig, feature_names
+
+CONFIG = EncoderConfig(slo_s=0.2, think_s=1.5, history=3)
+NAMES = feature_names(3)
+
+
+def seen(envs: int = 1, **columns: float | list[float]) -> Observation:
+    table = {name: np.zeros(envs) for name in Observation.columns()}
+    return Observation(**(table | {name: np.full(envs, x, dtype=float) for name, x in columns.items()}))
+
+
+def feature(features_EF: np.ndarray, name: str) -> list[float]:
+    return [round(float(x), 5) for x in features_EF[:, NAMES.index(name)]]
+
+
+def test_known_answers() -> None:
+    view = seen(
+        rate_rps_E=20.0, in_flight_E=5.0, replicas_ready_E=2.0, latency_mean_s_E=0.6, slow_share_E=0.25
+    )
+    features = Encoder(CONFIG, Limits(max_replicas=4), 1).start(view)
+    assert features.shape == (1, len(NAMES)) and features.dtype == np.float32
+    assert feature(features, "population") == [
+        round(float(np.log(36)), 5)
+    ]  # 20/s x 1.5 s thinking + 5 waiting
+    assert feature(features, "population_per_ready") == [round(float(np.log(18.5)), 5)]
+    assert feature(features, "latency_mean") == [round(float(np.log(4)), 5)]  # three objectives
+    assert feature(features, "replicas_ready") == [0.5]
+    assert feature(features, "slow_share") == [0.25]
+
+
+def test_no_ready_replica_is_no_division_by_zero() -> None:
+    features = Encoder(CONFIG, Limits(), 1).start(seen(in_flight_E=7.0))
+    assert feature(features, "in_flight_per_ready") == [round(float(np.log(8)), 5)]
+
+
+def test_the_past_moves_back_one_step_at_a_time() -> None:
+    encoder = Encoder(CONFIG, Limits(), 1)
+    shares = [0.1, 0.2, 0.3, 0.4, 0.5]
+    rows = [encoder.start(seen(slow_share_E=shares[0]))]
+    rows += [encoder.follow(seen(slow_share_E=x)) for x in shares[1:]]
+    past = [[feature(row, f"slow_share-{age}")[0] for age in (1, 2, 3)] for row in rows]
+    assert past == pytest.approx(
+        np.array([[0.1, 0.1, 0.1], [0.1, 0.1, 0.1], [0.2, 0.1, 0.1], [0.3, 0.2, 0.1], [0.4, 0.3, 0.2]])
+    )
+
+
+def test_a_new_episode_forgets_only_its_own_past() -> None:
+    encoder = Encoder(CONFIG, Limits(), 3)
+    encoder.start(seen(3, slow_share_E=0.1))
+    encoder.follow(seen(3, slow_share_E=0.2))
+    fresh = encoder.start(seen(3, slow_share_E=[0.7, 0.8, 0.9]), [1])
+    assert feature(fresh, "slow_share-1") == [0.8]
+    after = encoder.follow(seen(3, slow_share_E=0.3))
+    assert feature(after, "slow_share-1") == [0.2, 0.8, 0.2]
+    assert feature(after, "slow_share-2") == [0.1, 0.8, 0.1]
+
+
+AMOUNT = st.one_of(st.sampled_from([float("nan"), float("inf")]), st.floats(min_value=0, max_value=1e30))
+
+
+@given(arrays(float, (3, 4, len(Observation.columns())), elements=AMOUNT))
+def test_any_observation_gives_finite_features_and_environments_do_not_mix(table_TEF: np.ndarray) -> None:
+    whole, alone = Encoder(CONFIG, Limits(), 4), Encoder(CONFIG, Limits(), 1)
+    for t, table_EF in enumerate(table_TEF):
+        steps = [encoder.follow if t else encoder.start for encoder in (whole, alone)]
+        features = steps[0](Observation.from_table(table_EF))
+        assert np.isfinite(features).all()
+        assert np.array_equal(features[2:3], steps[1](Observation.from_table(table_EF[2:3])))
+
+
+def test_a_missing_rate_is_told_from_an_idle_service() -> None:
+    encoder = Encoder(CONFIG, Limits(), 2)
+    features = encoder.start(seen(2, rate_rps_E=[float("nan"), 0.0]))
+    assert feature(features, "has_rate") == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(("key", "value"), [("slo_s", 0.0), ("think_s", -1.0), ("history", -1)])
+def test_a_bad_value_is_refused_by_name(key: str, value: float) -> None:
+    with pytest.raises(InputError, match=key):
+        EncoderConfig(**{"slo_s": 0.2, "think_s": 1.5, "history": 2, key: value})

@@ -1,0 +1,90 @@
+"""The contract of an option: one file in conf/<kind>/ that builds and lives through a short trial, no edit elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
+
+from gpusched.job.build import setup
+from gpusched.job.setup import Job, Setup
+from gpusched.job.trial import live, verdicts
+from gpusched.tracking.store import Store
+
+CONF = Path(__file__).parents[1] / "conf"
+KINDS = ("job", "policy", "load", "reward", "action", "service", "cluster")
+SHORT = ["trial.duration_s=60", "trial.warmup_s=30"]
+
+
+def options() -> list[tuple[str, str]]:
+    return [(kind, path.stem) for kind in KINDS for path in sorted((CONF / kind).glob("*.yaml"))]
+
+
+def make(kind: str, name: str, folder: Path, *more: str) -> tuple[Job, Setup]:
+    (folder / "trace.csv").write_text("\n".join(str(0.5 * i) for i in range(100)))
+    needed = [f"load.path={folder / 'trace.csv'}"] if (kind, name) == ("load", "trace") else []
+    overrides = [f"{kind}={name}", *SHORT, *needed, *more]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides, return_hydra_config=True)
+    choices = {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}
+    with open_dict(config):
+        del config["hydra"]
+    return setup(config, choices)
+
+
+def test_every_kind_has_options() -> None:
+    assert {kind for kind, _ in options()} == set(KINDS)
+
+
+def test_every_target_lives_in_the_room_of_its_kind() -> None:
+    for kind, name in options():
+        text = (CONF / kind / f"{name}.yaml").read_text()
+        room = "core.service" if kind == "service" else kind
+        assert f"_target_: gpusched.{room}." in text, f"conf/{kind}/{name}.yaml"
+
+
+@pytest.mark.parametrize(("kind", "name"), options())
+def test_every_option_builds_and_lives_through_a_short_trial(kind: str, name: str, tmp_path: Path) -> None:
+    job, built = make(kind, name, tmp_path)
+    assert isinstance(job, Job)
+    if built.policy.trained:
+        pytest.skip("learns first: test_learning_policies_train_and_act")
+    lived = live(built)
+    assert np.isfinite(lived.reward_T).all()
+    assert len(lived.reward_T) == built.spec.steps == 4
+    assert lived.window.judged > 0
+    ticks = lived.ticks
+    assert ticks.replicas_spec_T.min() >= built.limits.min_replicas
+    assert ticks.replicas_spec_T.max() <= built.limits.max_replicas
+    assert {gate.name for gate in verdicts(built, lived)} == {"load_audit", "readiness", "degenerate"}
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "action").glob("*.yaml"))])
+def test_every_action_can_be_taken_at_both_ends(name: str, tmp_path: Path) -> None:
+    _, built = make("action", name, tmp_path)
+    sizes = built.action.sizes(built.limits)
+    assert sizes, "nothing to choose"
+    cluster = built.cluster(envs=2, record=False)
+    cluster.reset([built.episode, built.episode])
+    cluster.step(built.action.decode(np.array([[0] * len(sizes), [n - 1 for n in sizes]]), built.limits))
+    assert np.isfinite(built.reward.score(cluster.outcome())).all()
+    cluster.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("action", [path.stem for path in sorted((CONF / "action").glob("*.yaml"))])
+def test_learning_policies_train_and_act(action: str, tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path}/mlflow.db")
+    job, built = make("experiment", "smoke", tmp_path, f"action={action}")
+    result = job.run(built, store, None)
+    assert result.status == "finished"
+    assert np.isfinite(result.values["reward_mean"])
+    assert len(store.find("smoke", kind="training")) == len(store.find("smoke", kind="trial")) == 1
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))])
+def test_every_experiment_composes(name: str, tmp_path: Path) -> None:
+    make("experiment", name, tmp_path)
