@@ -1,0 +1,95 @@
+"""Writes the report of a study: python analyze.py [--study NAME] [--baseline hpa] [--candidate ppo]."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpusched.core.errors import GpuschedError
+
+if TYPE_CHECKING:
+    from gpusched.report.build import Report
+    from gpusched.tracking.store import Store
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the report and return the exit code: 0, or 2 after one message about what the user can mend."""
+    args = _arguments(argv)
+    try:
+        _analyze(args)
+    except GpuschedError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Compare the policies of a study from what MLflow holds.")
+    parser.add_argument("--study", help="study to report on (default: the one with the newest trial)")
+    parser.add_argument(
+        "--uri", default="sqlite:///mlruns/mlflow.db", help="tracking store (default: %(default)s)"
+    )
+    parser.add_argument("--baseline", default="hpa", help="policy to compare with (default: %(default)s)")
+    parser.add_argument("--candidate", default="ppo", help="policy to judge (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/report"), help="where to write (default: %(default)s)"
+    )
+    return parser.parse_args(argv)
+
+
+def _analyze(args: argparse.Namespace) -> None:
+    # Imported late so that --help answers at once.
+    from gpusched.report.build import build
+    from gpusched.tracking.provenance import provenance
+    from gpusched.tracking.store import Store
+
+    store = Store(args.uri, create=False)
+    tags = provenance()
+    report = build(
+        store,
+        out=args.out,
+        study=args.study,
+        baseline=args.baseline,
+        candidate=args.candidate,
+        provenance_tags=tags,
+    )
+    _log(store, report, tags)
+    _print(report)
+
+
+def _log(store: Store, report: Report, tags: dict[str, str]) -> None:
+    """Keep the report in the store as a run of its own."""
+    compared = report.comparison
+    params = {"baseline": compared.baseline, "candidate": compared.candidate} if compared else {}
+    own = {**tags, "tables_sha256": report.digest}
+    with store.start("analysis", study=report.study.name, name="analysis", params=params, tags=own) as run:
+        run.file(report.folder, "report")
+
+
+def _print(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    shown = report.tables.get("comparison") or report.tables.get("means")
+    if shown:
+        table = Table(title=shown.title, title_justify="left")
+        for i, (_, name) in enumerate(shown.columns):
+            table.add_column(name, justify="left" if i < shown.labels else "right")
+        for row in shown.rows:
+            table.add_row(*(cell.text for cell in row))
+        console.print(table)
+    for text in (report.no_comparison, *(f"{v.load}: {v.summary}" for v in report.verdicts)):
+        if text:
+            console.print(text, highlight=False)
+    for caveat in report.caveats:
+        console.print(f"Note: {caveat}", highlight=False, markup=False)
+    console.print(f"Report: {report.folder / 'index.html'}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

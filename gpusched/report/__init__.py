@@ -1,0 +1,1 @@
+"""From stored runs to a verdict: statistics, tables, figures and the page, as functions of what is read."""

@@ -1,0 +1,152 @@
+"""What a reader must know before comparing the trials of a study: gaps, unequal conditions, marked runs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+
+from gpusched.report.dataset import Study, Trial
+from gpusched.report.measures import TESTED, measure
+
+CONDITIONS = {
+    "service": "service profiles",
+    "cluster": "clusters",
+    "reward": "rewards",
+    "git_commit": "commits",
+    "gpusched_version": "versions of gpusched",
+    "lock_hash": "lock files",
+}
+FREE = ("seed", "study", "resume", "tracking.", "job")
+"""Configuration that may differ between the trials of a study without a word."""
+MOST = 6
+"""How many items a warning lists before it only counts."""
+
+
+def caveats(study: Study) -> list[str]:
+    """Return every caveat about a study, the gravest first."""
+    return [
+        *_no_trials(study),
+        *_missing_loads(study),
+        *_unequal_seeds(study),
+        *_few_seeds(study),
+        *_missing_values(study),
+        *_unlike_conditions(study),
+        *_unlike_settings(study),
+        *_unconverged(study),
+        *_marked(study),
+        *_excluded(study),
+        *_dirty(study),
+    ]
+
+
+def listed(items: Iterable[object]) -> str:
+    """Return the items joined by commas, only counted beyond MOST."""
+    names = [str(item) for item in items]
+    rest = len(names) - MOST
+    return ", ".join(names[:MOST]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _no_trials(study: Study) -> list[str]:
+    return (
+        []
+        if study.trials
+        else ["No run of this study counts: all are excluded, see the list of excluded runs."]
+    )
+
+
+def _missing_loads(study: Study) -> list[str]:
+    gaps = [f"{p} under {load}" for p in study.policies for load in study.loads if not study.of(p, load)]
+    return [f"Missing: no run of {listed(gaps)}."] if gaps else []
+
+
+def _unequal_seeds(study: Study) -> list[str]:
+    found = []
+    for load in study.loads:
+        seeds = {p: {t.seed for t in study.of(p, load)} for p in study.policies if study.of(p, load)}
+        if len({frozenset(s) for s in seeds.values()}) > 1:
+            common = set.intersection(*seeds.values())
+            per = "; ".join(f"{p}: {listed(sorted(s))}" for p, s in seeds.items())
+            found.append(
+                f"Unequal seeds under {load} ({per}). Paired comparisons use the seeds both policies have; "
+                f"all policies share {listed(sorted(common)) or 'none'}."
+            )
+    return found
+
+
+def _few_seeds(study: Study) -> list[str]:
+    single = [
+        f"{p} under {load}" for p in study.policies for load in study.loads if len(study.of(p, load)) == 1
+    ]
+    return [f"One seed only, so no interval and no test: {listed(single)}."] if single else []
+
+
+def _missing_values(study: Study) -> list[str]:
+    lost: dict[str, list[str]] = defaultdict(list)
+    for t in study.trials:
+        for name in TESTED:
+            if not math.isfinite(t.values[name]):
+                lost[name].append(f"{t.policy} {t.load} seed {t.seed}")
+    return [f"{measure(name).label} has no value in {listed(runs)}; these runs are left out of it."
+            for name, runs in lost.items()]  # fmt: skip
+
+
+def _unlike_conditions(study: Study) -> list[str]:
+    found = []
+    for tag, words in CONDITIONS.items():
+        count = Counter(t.tags.get(tag, "unknown") for t in study.trials)
+        if len(count) > 1:
+            each = listed(f"{value[:12]} ({n} runs)" for value, n in sorted(count.items()))
+            found.append(f"The runs come from different {words}: {each}. They are compared here as if alike.")
+    return found
+
+
+def _unlike_settings(study: Study) -> list[str]:
+    """Compare configurations: a policy's own within the policy, a load's own within the load, the rest everywhere."""
+    groups: list[tuple[str, Callable[[Trial], str], Callable[[str], bool]]] = [
+        ("policy", lambda t: t.policy, lambda key: key.startswith("policy")),
+        ("load", lambda t: t.load, lambda key: key.startswith("load")),
+        ("study", lambda t: study.name, lambda key: not key.startswith(("policy", "load"))),
+    ]
+    found = []
+    for word, group_of, wanted in groups:
+        values: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for t in study.trials:
+            for key, value in t.params.items():
+                if wanted(key) and not key.startswith(FREE):
+                    values[group_of(t), key].add(value)
+        for group in sorted({g for g, _ in values}):
+            unlike = [f"{key} = {' | '.join(sorted(v))}" for (g, key), v in sorted(values.items())
+                      if g == group and len(v) > 1]  # fmt: skip
+            if unlike:
+                found.append(f"Different configurations within the {word} {group}: {listed(unlike)}.")
+    return found
+
+
+def _unconverged(study: Study) -> list[str]:
+    open_ended = [f"{r.tags.get('policy', '?')} seed {r.tags.get('seed', '?')}" for r in study.trainings
+                  if r.tags.get("converged", "").lower() != "true"]  # fmt: skip
+    if not open_ended:
+        return []
+    count = f"{len(open_ended)} of {len(study.trainings)} trainings"
+    return [f"{count} did not converge: {listed(open_ended)}. Their policies are judged as they are."]
+
+
+def _marked(study: Study) -> list[str]:
+    count = Counter((t.policy, mark) for t in study.trials for mark in t.marks)
+    return [f"Marked: {n} of {len(study.of(policy))} runs of {policy} count although a gate objects: {mark}."
+            for (policy, mark), n in sorted(count.items())]  # fmt: skip
+
+
+def _excluded(study: Study) -> list[str]:
+    n = len(study.excluded)
+    return (
+        [f"{n} run{'' if n == 1 else 's'} excluded; the reasons are listed under “Excluded runs”."]
+        if n
+        else []
+    )
+
+
+def _dirty(study: Study) -> list[str]:
+    n = sum(t.tags.get("git_dirty") == "true" for t in study.trials)
+    return [f"{n} of {len(study.trials)} runs come from code with uncommitted changes."] if n else []
