@@ -12,29 +12,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusched.core.controls import METRICS, UNSET, Controls, HPASpec
+from gpusched.core.errors import refuse
 from gpusched.core.logs import RequestLog, TickLog
 from gpusched.core.observation import Observation
 from gpusched.core.ports import Episode
 from gpusched.core.seeds import child, states
 from gpusched.core.service import Service
 from gpusched.sim import hpa, readout
-from gpusched.sim.memory import allocate
 from gpusched.sim.records import (
     ACCOUNT,
     DCGM_BEGIN,
     DCGM_END,
     DETERMINISTIC,
+    EVENT,
     FREE,
     INF,
+    INSTANCE,
     LEVEL,
+    LEVELS,
+    LOG,
     LOG_FULL,
     LOGNORMAL,
     METRICS_SERVER,
+    POD,
+    RESOURCE,
     SCRAPE,
-)
+    SCRAPES,
+    SIM,
+    TREE,
+    USER,
+    Env,
+)  # fmt: skip
 
 OPEN_SLOTS = 4096
 """Requests of an open load that can be under way at once; more are refused at the client."""
+LOG_ROWS = 65536
+"""Requests logged before Python must empty the log."""
 LONG_AGO_S = 3600.0
 """Age of the start replicas at t = 0: past every start-up period."""
 
@@ -76,13 +89,14 @@ class BatchSim:
         self.instances_max = max(int(service.instances.value), instances_max or 1)
         self.threads = max(1, min(threads, envs))
         self.pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
-        self.env = allocate(
-            envs=envs,
-            pods=self.pod_slots,
-            gpus=int(service.gpus.value),
-            instances=self.instances_max,
-            window=max(2, round(clocks.window_s / clocks.scrape_s) + 1),
-        )
+        self.window = max(2, round(clocks.window_s / clocks.scrape_s) + 1)
+        if self.window > SCRAPES:
+            raise refuse(
+                "window_s",
+                clocks.window_s,
+                f"must be at most {SCRAPES - 1} times scrape_s ({clocks.scrape_s} s)",
+            )
+        self.env = self._allocate()
         self.sent: HPASpec | None = None
         self.rows: list[list[NDArray[Any]]] = [[] for _ in range(envs)]
         self.ticks_ETC = np.zeros((envs, 0, len(TickLog.columns())))
@@ -93,36 +107,43 @@ class BatchSim:
 
     # --- memory ---
 
+    def _allocate(self) -> Env:
+        E, P, G = self.envs, self.pod_slots, int(self.service.gpus.value)
+        leaves = 1 << (P + G + 1).bit_length()
+        return Env(
+            sim_E=np.zeros(E, SIM),
+            users_EU=np.zeros((E, 1), USER),
+            events_EU=np.zeros((E, 2), EVENT),
+            pods_EP=np.zeros((E, P), POD),
+            instances_EI=np.zeros((E, P * self.instances_max), INSTANCE),
+            resources_ER=np.zeros((E, P + G), RESOURCE),
+            tree_EL=np.zeros((E, 2 * leaves), TREE),
+            log_EK=np.zeros((E, 1), LOG),
+            levels_EV=np.zeros((E, 1), LEVELS),
+            arrival_s_EN=np.zeros((E, 1)),
+        )
+
     def _make_room(self, episodes: Sequence[Episode]) -> None:
         """Grow the arrays whose size the loads decide; the environments keep what they hold."""
         plans = [episode.plan for episode in episodes]
         users = max(OPEN_SLOTS if plan.is_open else max(plan.max_users, 1) for plan in plans)
-        levels = max(len(plan.from_s_K) for plan in plans)
-        arrivals = max(1 if plan.arrivals_s_N is None else len(plan.arrivals_s_N) for plan in plans)
-        rows = 2 * users + 64 + 65536 if self.record else 1
-        old = self.env
         sizes = {
             "users_EU": users,
             "events_EU": users + 1,
-            "level_s_EV": levels,
-            "level_users_EV": levels,
-            "arrival_s_EN": max(arrivals, 1),
-            "log_start_EK": rows,
-            "log_latency_EK": rows,
-            "log_status_EK": rows,
+            "levels_EV": max(len(plan.from_s_K) for plan in plans),
+            "arrival_s_EN": max(1 if plan.arrivals_s_N is None else len(plan.arrivals_s_N) for plan in plans),
+            "log_EK": 2 * users + 64 + LOG_ROWS if self.record else 1,
         }
-        grown = {}
+        arrays: dict[str, NDArray[Any]] = self.env._asdict()
         for name, size in sizes.items():
-            before = getattr(old, name)
+            before = arrays[name]
             if before.shape[1] < size:
                 after = np.zeros((self.envs, size), dtype=before.dtype)
+                if name in ("levels_EV", "arrival_s_EN"):
+                    (after["from_s"] if after.dtype.names else after)[:] = INF
                 after[:, : before.shape[1]] = before
-                if name in ("level_s_EV", "arrival_s_EN"):
-                    after[:, before.shape[1] :] = INF
-                if name == "users_EU":
-                    after["rng"][:, before.shape[1] :] = 0
-                grown[name] = after
-        self.env = old._replace(**grown)
+                arrays[name] = after
+        self.env = Env(**arrays)
 
     # --- episodes ---
 
@@ -135,9 +156,8 @@ class BatchSim:
     def _reset_one(self, e: int, episode: Episode) -> None:
         env, plan = self.env, episode.plan
         arrays: dict[str, NDArray[Any]] = env._asdict()
-        for name, array in arrays.items():
-            if name not in ("hpa_spec_E", "hpa_metric_EM", "hpa_rules_ER"):  # one HPA for all, sent once
-                array[e] = np.zeros((), dtype=array.dtype)
+        for array in arrays.values():
+            array[e] = np.zeros((), dtype=array.dtype)
         self.rows[e] = []
         users_seed, keys_seed, clocks_seed, pods_seed = (child(episode.seed, k) for k in range(4))
         sim = env.sim_E[e : e + 1]
@@ -148,11 +168,7 @@ class BatchSim:
         self._fill_clocks(e, np.random.default_rng(clocks_seed))
         self._start_replicas(e, np.random.default_rng(pods_seed))
         sim["think_min_s"], sim["think_span_s"] = plan.think_min_s, plan.think_max_s - plan.think_min_s
-        env.tree_t_EL[e] = INF
-        for leaf in range(env.tree_leaf_EL.shape[1] // 2):
-            readout.set_leaf(env, e, leaf, INF)
-        readout.set_leaf(env, e, 0, env.events_EU["t"][e, 0] if sim["events"][0] else INF)
-        readout.set_leaf(env, e, self.pod_slots + int(sim["gpus"][0]) + 1, 0.0)
+        env.tree_EL["t"][e] = INF
 
     def _fill_constants(self, sim: NDArray[Any]) -> None:
         s = {name: c.value for name, c in self.service.constants().items()}
@@ -199,7 +215,8 @@ class BatchSim:
         sim["cpu_limit"] = sim["cpu_applied"] = s["cpu_limit_cores"]
         sim["request_per_limit"] = s["cpu_request_cores"] / s["cpu_limit_cores"]
         sim["gpu_share"], sim["slo_s"] = 1.0, self.slo_s
-        sim["hpa_metric"] = METRICS.index(self.sent.metric) if self.sent else 0
+        if self.sent:
+            self._send_hpa(sim, self.sent)
         sizes = self.service.preferred_batches or [int(s["max_batch"])]
         sim["preferred_mask"], sim["preferred_max"] = sum(1 << b for b in sizes), max(sizes)
         # apps/v1 defaults: 25 % each, surge rounded up and unavailability rounded down
@@ -207,14 +224,13 @@ class BatchSim:
 
     def _fill_load(self, e: int, sim: NDArray[Any], episode: Episode) -> None:
         env, plan = self.env, episode.plan
-        sim["users"] = env.users_EU.shape[1]
         if plan.arrivals_s_N is None:
             n = len(plan.from_s_K)
-            env.level_s_EV[e] = INF
-            env.level_s_EV[e, :n], env.level_users_EV[e, :n] = plan.from_s_K, plan.users_K
+            env.levels_EV["from_s"][e] = INF
+            env.levels_EV["from_s"][e, :n], env.levels_EV["users"][e, :n] = plan.from_s_K, plan.users_K
             return
         arrivals_s_N = plan.arrivals_s_N
-        env.level_s_EV[e] = INF
+        env.levels_EV["from_s"][e] = INF
         env.arrival_s_EN[e] = INF
         env.arrival_s_EN[e, : len(arrivals_s_N)] = arrivals_s_N
         env.users_EU["next"][e] = np.arange(1, env.users_EU.shape[1] + 1)
@@ -226,15 +242,15 @@ class BatchSim:
 
     def _fill_clocks(self, e: int, rng: np.random.Generator) -> None:
         """Every periodic process starts at a phase of its own, as on a real cluster."""
-        clocks, sim, slow = self.clocks, self.env.sim_E[e : e + 1], self.env.slow_E8[e]
+        clocks, sim, slow = self.clocks, self.env.sim_E[e : e + 1], self.env.sim_E["slow_s"][e]
         sim["scrape_s"], sim["metrics_server_s"] = clocks.scrape_s, clocks.metrics_server_s
         sim["hpa_sync_s"], sim["dcgm_s"] = clocks.hpa_sync_s, clocks.dcgm_s
         sim["dcgm_window_s"] = min(clocks.dcgm_window_s, clocks.dcgm_s)
-        sim["window"] = self.env.scraped_EWC.shape[1]
+        sim["window"] = self.window
         sim["record"] = self.record
         sim["gpu_seen"] = sim["gpu_seen_at_s"] = np.nan
         slow[:] = INF
-        slow[LEVEL] = self.env.level_s_EV[e, 0]
+        slow[LEVEL] = self.env.levels_EV["from_s"][e, 0]
         slow[SCRAPE] = clocks.scrape_s * rng.random()
         slow[METRICS_SERVER] = clocks.metrics_server_s * rng.random()
         slow[DCGM_BEGIN] = clocks.dcgm_s * rng.random()
@@ -245,7 +261,7 @@ class BatchSim:
         env, sim = self.env, self.env.sim_E[e : e + 1]
         P, G = self.pod_slots, int(sim["gpus"][0])
         sim["pods"], sim["instances_max"] = P, self.instances_max
-        sim["leaves"] = env.tree_t_EL.shape[1] // 2
+        sim["leaves"] = env.tree_EL.shape[1] // 2
         sim["replicas"] = self.start_replicas
         gpus = env.resources_ER[e, P:]
         gpus["capacity"], gpus["per_job"] = sim["gpu_capacity"], 1.0
@@ -261,8 +277,13 @@ class BatchSim:
     def apply(self, controls: Controls) -> None:
         """Set the desired state of every environment."""
         E = self.envs
-        if controls.hpa is not None and controls.hpa != self.sent:
-            self._send_hpa(controls.hpa)
+        sim_E = self.env.sim_E
+        if controls.hpa is not None:
+            if controls.hpa != self.sent:
+                self.sent = controls.hpa
+                self._send_hpa(sim_E, controls.hpa)
+            # A new HPA object meets a controller without memory of it.
+            sim_E["hpa"]["memory"][sim_E["hpa_on"] == 0] = np.zeros((), hpa.MEMORY)
         target_E = controls.hpa_target_E
         if target_E is None:
             target_E = np.full(E, controls.hpa.target if controls.hpa else 0.0)
@@ -276,13 +297,12 @@ class BatchSim:
             _or_unset(controls.gpu_share_E, E, np.float64),
         )
 
-    def _send_hpa(self, spec: HPASpec) -> None:
-        packed, env = hpa.pack(spec), self.env
-        env.hpa_spec_E[:] = packed.spec[0]
-        env.hpa_metric_EM[:, 0] = packed.metrics_M[0]
-        env.hpa_rules_ER[:, : len(packed.rules)] = packed.rules
-        env.sim_E["hpa_metric"] = METRICS.index(spec.metric)
-        self.sent = spec
+    def _send_hpa(self, sim: NDArray[Any], spec: HPASpec) -> None:
+        packed = hpa.pack(spec)
+        sim["hpa"]["spec"] = packed.spec[0]
+        sim["hpa"]["metrics"][:, 0] = packed.metrics_M[0]
+        sim["hpa"]["rules"][:, : len(packed.rules)] = packed.rules
+        sim["hpa_metric"] = METRICS.index(spec.metric)
 
     def step(self, until_s_E: NDArray[np.float64], envs: Sequence[int] | None = None) -> None:
         """Advance environments to `until_s_E`; fills seen_EF, interval_EC (differences of ACCOUNT) and p95_E."""
@@ -336,19 +356,18 @@ class BatchSim:
     def _drain(self, e: int) -> None:
         env = self.env
         n = int(env.sim_E["log_rows"][e])
-        columns = (env.log_start_EK, env.log_latency_EK, env.log_status_EK)
-        self.rows[e].append(np.stack([c[e, :n].astype(np.float64) for c in columns]))
+        self.rows[e].append(env.log_EK[e, :n].copy())
         env.sim_E["log_rows"][e] = 0
 
     def logs(self, e: int) -> tuple[RequestLog, TickLog]:
         """Return all requests (open ones last, with their age) and ticks of one environment since its reset."""
         self._drain(e)
-        done = np.concatenate(self.rows[e], axis=1)
         users, now_s = self.env.users_EU[e], float(self.env.sim_E["t"][e])
+        done = np.concatenate(self.rows[e])
         open_s = users["send_s"][readout.open_requests(users)]
-        start = np.concatenate([done[0], open_s])
-        latency = np.concatenate([done[1], now_s - open_s])
-        status = np.concatenate([done[2], np.full(len(open_s), RequestLog.UNFINISHED)]).astype(np.int8)
+        start = np.concatenate([done["start_s"], open_s])
+        latency = np.concatenate([done["latency_s"], now_s - open_s])
+        status = np.concatenate([done["status"], np.full(len(open_s), RequestLog.UNFINISHED)]).astype(np.int8)
         ticks = TickLog.from_table(self.ticks_ETC[e, : int(self.env.sim_E["ticks"][e])])
         return RequestLog(start_s_N=start, latency_s_N=latency, status_N=status), ticks
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -38,11 +39,12 @@ BY_CPU, BY_QUEUE, BY_IN_FLIGHT = 0, 1, 2
 @jit
 def next_slow_s(env: Env, e: int) -> float:
     """Time of the next control-plane or pod-life event."""
-    slow, pods = env.slow_E8[e], env.pods_EP[e]
+    sim, pods = env.sim_E[e], env.pods_EP[e]
+    slow = sim.slow_s
     t = INF
     for k in range(len(slow)):
         t = min(t, slow[k])
-    for p in range(env.sim_E[e].pods):
+    for p in range(sim.pods):
         if pods[p].state != FREE:
             t = min(t, pods[p].life_s, pods[p].advisor_s, pods[p].endpoint_s)
     return t
@@ -51,8 +53,9 @@ def next_slow_s(env: Env, e: int) -> float:
 @jit
 def slow_event(env: Env, e: int, t: float) -> int:
     """Live through everything due at t; returns the users whose requests it broke, chained by `next`, or -1."""
-    sim, slow, pods = env.sim_E[e], env.slow_E8[e], env.pods_EP[e]
-    broken = -1
+    sim, pods = env.sim_E[e], env.pods_EP[e]
+    slow = sim.slow_s
+    broken = np.int64(-1)
     for p in range(sim.pods):
         if pods[p].state == FREE:
             continue
@@ -86,15 +89,15 @@ def slow_event(env: Env, e: int, t: float) -> int:
         sim.dcgm_busy_s = gpu_busy_s(env, e, t)
     if slow[HPA_SYNC] <= t:
         hpa_event(env, e, t)
-    return broken
+    return int(broken)
 
 
 @jit
 def level_event(env: Env, e: int, t: float) -> None:
     """Change the number of users; new ones send first within one longest think time."""
     sim, users = env.sim_E[e], env.users_EU[e]
-    level_s, level_users = env.level_s_EV[e], env.level_users_EV[e]
-    target = level_users[sim.level]
+    levels = env.levels_EV[e]
+    target = levels[sim.level].users
     for u in range(sim.target_users, target):
         if users[u].state == INACTIVE:
             users[u].state = THINKING
@@ -103,63 +106,68 @@ def level_event(env: Env, e: int, t: float) -> None:
             sim.events += 1
     sim.target_users = target
     sim.level += 1
-    env.slow_E8[e][LEVEL] = level_s[sim.level] if sim.level < len(level_s) else INF
+    sim.slow_s[LEVEL] = levels[sim.level].from_s if sim.level < len(levels) else INF
 
 
 @jit
 def hpa_event(env: Env, e: int, t: float) -> None:
     """One sync of the HPA controller; the next one comes a period after this one has ended."""
     sim, pods = env.sim_E[e], env.pods_EP[e]
-    env.slow_E8[e][HPA_SYNC] = t + sim.hpa_sync_s + 0.01 + 0.09 * uniform(sim)
-    listed, active = 0, 0
+    sim.slow_s[HPA_SYNC] = t + sim.hpa_sync_s + 0.01 + 0.09 * uniform(sim)
+    api = np.zeros(sim.pods, hpa.POD)
+    value = np.zeros((1, sim.pods), np.int64)
+    sample_ms, window_ms, request = np.zeros_like(value), np.zeros_like(value), np.zeros_like(value)
+    has = np.zeros((1, sim.pods), np.bool_)
+    listed, active = np.int64(0), np.int64(0)
     for p in range(sim.pods):
         if pods[p].state != FREE:
-            list_pod(env, e, p, listed)
+            list_pod(sim, pods[p], api[listed])
+            request[0, listed] = np.int64(math.ceil(sim.cpu_limit * sim.request_per_limit * 1000.0 - 1e-9))
+            has[0, listed], value[0, listed], sample_ms[0, listed], window_ms[0, listed] = sample(
+                sim, pods[p]
+            )
             listed += 1
             if pods[p].state < TERMINATING:
                 active += 1
-    memory = env.hpa_memory_E[e]
-    env.hpa_object_EM[e][0] = queue_us(env, e)
-    env.hpa_object_ok_EM[e][0] = 1 if sim.hpa_metric == BY_CPU or sim.scrapes > 1 else 0
+    object_value = np.full(1, queue_us(env, e))
+    object_ok = np.full(1, 1 if sim.hpa_metric == BY_CPU or sim.scrapes > 1 else 0)
+    own = sim.hpa
     desired, rescaled, _ = hpa.reconcile(
-        env.hpa_spec_E[e], env.hpa_metric_EM[e], env.hpa_rules_ER[e], memory,
-        env.hpa_recs_ER[e], env.hpa_up_ER[e], env.hpa_down_ER[e], env.hpa_pods_EP[e], listed,
-        env.hpa_value_EMP[e], env.hpa_sample_ms_EMP[e], env.hpa_window_ms_EMP[e], env.hpa_has_EMP[e],
-        env.hpa_request_EMP[e], env.hpa_object_EM[e], env.hpa_object_ok_EM[e],
-        np.int64(round(t * 1000.0)), sim.replicas, active, 0, env.hpa_status_EM[e],
+        own.spec, own.metrics, own.rules, own.memory, own.recs, own.up, own.down, api, listed,
+        value, sample_ms, window_ms, has, request, object_value, object_ok,
+        np.int64(round(t * 1000.0)), sim.replicas, active, np.int64(0), np.zeros(1, hpa.STATUS),
     )  # fmt: skip
     if rescaled:
         sim.replicas = desired
-        env.slow_E8[e][DEPLOY] = min(env.slow_E8[e][DEPLOY], t + sim.api_delay_s)
+        sim.slow_s[DEPLOY] = min(sim.slow_s[DEPLOY], t + sim.api_delay_s)
 
 
 @jit
-def list_pod(env: Env, e: int, p: int, row: int) -> None:
-    """What the API shows of a pod and its metric; API times have whole seconds."""
-    sim, pod, listed = env.sim_E[e], env.pods_EP[e][p], env.hpa_pods_EP[e][row]
-    listed.phase = PHASE_RUNNING if pod.state >= RUNNING else PHASE_PENDING
-    listed.deleting = 1 if pod.state == TERMINATING else 0
-    listed.ready = READY_TRUE if pod.ready_s > -INF else READY_FALSE
-    listed.start_ms = NONE_MS if pod.state == PENDING else whole_second_ms(pod.admitted_s)
-    listed.ready_ms = whole_second_ms(pod.ready_s if pod.ready_s > -INF else pod.created_s)
-    env.hpa_request_EMP[e][0][row] = np.int64(
-        math.ceil(sim.cpu_limit * sim.request_per_limit * 1000.0 - 1e-9)
-    )
-    has = pod.state >= RUNNING and pod.newer_s > -INF
-    if sim.hpa_metric == BY_CPU:
-        env.hpa_has_EMP[e][0][row] = has
-        if has:
-            window_s = pod.newer_s - pod.older_s
-            cores = (pod.newer_used_s - pod.older_used_s) / window_s
-            env.hpa_value_EMP[e][0][row] = np.int64(math.ceil(cores * 1000.0 - 1e-9))
-            env.hpa_sample_ms_EMP[e][0][row] = whole_second_ms(pod.newer_s)
-            env.hpa_window_ms_EMP[e][0][row] = np.int64(window_s * 1000.0)
-    else:
+def list_pod(sim: Any, pod: Any, row: Any) -> None:
+    """Write what the API shows of a pod; its times have whole seconds."""
+    row.phase = PHASE_RUNNING if pod.state >= RUNNING else PHASE_PENDING
+    row.deleting = 1 if pod.state == TERMINATING else 0
+    row.ready = READY_TRUE if pod.ready_s > -INF else READY_FALSE
+    row.start_ms = NONE_MS if pod.state == PENDING else whole_second_ms(pod.admitted_s)
+    row.ready_ms = whole_second_ms(pod.ready_s if pod.ready_s > -INF else pod.created_s)
+
+
+@jit
+def sample(sim: Any, pod: Any) -> tuple[Any, Any, Any, Any]:
+    """Return what the metrics API has of a pod: whether there is a sample, its milli-value, its time and window in ms."""
+    if sim.hpa_metric != BY_CPU:
         # A Pods metric comes through the Prometheus adapter, stamped with the time of the query.
-        env.hpa_has_EMP[e][0][row] = pod.state >= RUNNING
-        env.hpa_value_EMP[e][0][row] = pod.scraped_in_flight * 1000
-        env.hpa_sample_ms_EMP[e][0][row] = np.int64(sim.t * 1000.0)
-        env.hpa_window_ms_EMP[e][0][row] = 0
+        return (
+            pod.state >= RUNNING,
+            np.int64(pod.scraped_in_flight * 1000),
+            np.int64(sim.t * 1000.0),
+            np.int64(0),
+        )
+    if pod.state < RUNNING or pod.newer_s == -INF:
+        return False, np.int64(0), np.int64(0), np.int64(0)
+    window_s = pod.newer_s - pod.older_s
+    used_m = math.ceil((pod.newer_used_s - pod.older_used_s) / window_s * 1000.0 - 1e-9)
+    return True, np.int64(used_m), np.int64(whole_second_ms(pod.newer_s)), np.int64(window_s * 1000.0)
 
 
 @jit

@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gpusched.core.logs import RequestLog
-from gpusched.sim import control
+from gpusched.sim.control import next_slow_s
 from gpusched.sim.pods import accrue
 from gpusched.sim.primitives import (
     bin_of,
@@ -41,6 +41,7 @@ from gpusched.sim.records import (
     QUEUED,
     REACHED,
     READY,
+    SLOW_EVENT,
     TERMINATING,
     THINKING,
     Env,
@@ -79,7 +80,7 @@ def gpu_work_s(sim: Any, pod: Any, size: int) -> float:
 
 
 @jit
-def choose_pod(sim: Any, user: Any, pods: NDArray[Any], endpoints: NDArray[Any], t: float) -> int:
+def choose_pod(sim: Any, user: Any, pods: NDArray[Any], t: float) -> int:
     """The pod a request goes to: that of the kept-alive connection, else a random endpoint; -1 without one.
 
     kube-proxy (iptables, nftables) chooses uniformly per connection; a connection outlives its endpoint
@@ -93,7 +94,7 @@ def choose_pod(sim: Any, user: Any, pods: NDArray[Any], endpoints: NDArray[Any],
             return int(user.pod)
     if sim.endpoints == 0:
         return -1
-    p = endpoints[min(int(u * sim.endpoints), sim.endpoints - 1)]
+    p = pods[min(int(u * sim.endpoints), sim.endpoints - 1)].listed
     user.left = 0
     if pods[p].state == TERMINATING and t >= pods[p].sigterm_s:
         return -1  # kube-proxy has not heard of the end yet: connection refused
@@ -104,104 +105,28 @@ def choose_pod(sim: Any, user: Any, pods: NDArray[Any], endpoints: NDArray[Any],
 
 
 @jit
-def run(env: Env, e: int, until: float) -> int:
-    """Advance environment e to `until`; returns REACHED, or LOG_FULL when the request log must be emptied first."""
+def run(env: Env, e: int, until: float, refused: int) -> int:
+    """Serve requests up to `until`: REACHED there, SLOW_EVENT when the control plane is due, LOG_FULL when the log is.
+
+    `refused` is the chain of users whose requests the last slow event broke. The loop begins as if an event
+    had just changed every source, since whoever called may have.
+    """
     sim = env.sim_E[e]
     users, heap, pods = env.users_EU[e], env.events_EU[e], env.pods_EP[e]
-    instances, nodes, resources = env.instances_EPI[e], env.nodes_EPI[e], env.resources_ER[e]
-    endpoints, histogram = env.endpoints_EP[e], env.histogram_EB[e]
-    tree_t, tree_leaf = env.tree_t_EL[e], env.tree_leaf_EL[e]
-    log_start, log_latency, log_status = env.log_start_EK[e], env.log_latency_EK[e], env.log_status_EK[e]
-    arrivals = env.arrival_s_EN[e]
+    instances, resources, tree = env.instances_EI[e], env.resources_ER[e], env.tree_EL[e]
+    log, arrivals, histogram = env.log_EK[e], env.arrival_s_EN[e], sim.histogram
     P, G, per_pod, leaves = sim.pods, sim.gpus, sim.instances_max, sim.leaves
-    log_limit = len(log_start) - len(users) - sim.max_batch if sim.record else 1 << 60
+    log_limit = len(log) - len(users) - sim.max_batch if sim.record else 1 << 60
+    t = sim.t
+    p = -1  # pod whose queue or instances changed
+    g = -1  # GPU whose jobs changed
+    node = -1  # instance ready for its GPU phase
+    answered = -1  # users to answer, chained by `next`
+    arrives = False  # an open load's next arrival must be scheduled
+    everything = True
 
-    while tree_t[1] <= until:
-        if sim.log_rows > log_limit:
-            return LOG_FULL
-        t = tree_t[1]
-        leaf = tree_leaf[1]
-        sim.t = t
-        p = -1  # pod whose queue or instances changed
-        g = -1  # GPU whose jobs changed
-        node = -1  # instance ready for its GPU phase
-        answered = -1  # users to answer, chained by `next`
-        refused = -1
-        arrives = False  # an open load's next arrival must be scheduled
-
-        # 1. What happens?
-        if leaf == 0:
-            u = heap[0].user
-            heap_drop(heap, sim.events)
-            sim.events -= 1
-            if sim.is_open:
-                arrives = True
-                u = sim.free_slot
-                if u >= 0:
-                    sim.free_slot = users[u].next
-                    users[u].rng = fork(sim.user_key, sim.arrival)
-                    users[u].left = 0
-            if u < 0 or (not sim.is_open and u >= sim.target_users):
-                if u >= 0:
-                    users[u].state = INACTIVE
-                else:
-                    sim.failed += 1
-                    if sim.record:
-                        log_start[sim.log_rows] = t - sim.half_client_s
-                        log_latency[sim.log_rows] = 0.0
-                        log_status[sim.log_rows] = FAILED
-                        sim.log_rows += 1
-            else:
-                user = users[u]
-                user.send_s = t - sim.half_client_s
-                user.next = -1
-                p = choose_pod(sim, user, pods, endpoints, t)
-                if p < 0 or (sim.queue_size > 0 and pods[p].queued >= sim.queue_size):
-                    refused = u
-                    p = -1
-                else:
-                    pod = pods[p]
-                    user.enqueue_s = t
-                    user.state = QUEUED
-                    if pod.queued == 0:
-                        pod.head = u
-                    else:
-                        users[pod.tail].next = u
-                    pod.tail = u
-                    pod.queued += 1
-                    pod.in_flight += 1
-                    sim.in_flight += 1
-        elif leaf <= P + G:
-            r = resources[leaf - 1]
-            done = resource_done(r, nodes)
-            edge = resource_edge(r)
-            if leaf <= P:
-                p = leaf - 1
-            else:
-                g = leaf - 1 - P
-            if leaf <= P and pods[p].batch_s <= min(done, edge):
-                pods[p].batch_s = INF  # the queue delay is over: the batcher looks again below
-            elif edge < done:
-                resource_pass_edge(r, t)
-            else:
-                node = resource_pop(r, nodes, t)
-                p = node // per_pod
-                if leaf > P:
-                    instance = instances[node]
-                    pod = pods[p]
-                    answered = instance.head
-                    pod.in_flight -= instance.size
-                    sim.in_flight -= instance.size
-                    sim.batches += 1
-                    instance.size = 0
-                    instance.on_gpu = 0
-                    instance.head = pod.free
-                    pod.free = node
-                    node = -1
-        else:
-            refused = control.slow_event(env, e, t)
-
-        # 2. Form batches while an instance is idle, and place host and GPU phases.
+    while True:
+        # 1. Form batches while an instance is idle, and place host and GPU phases.
         while p >= 0:
             pod = pods[p]
             on_gpu = node >= 0
@@ -245,10 +170,10 @@ def run(env: Env, e: int, until: float) -> int:
                 instance = instances[node]
                 instance.on_gpu = 1
                 work_s = gpu_work_s(sim, pod, instance.size)
-            resource_add(resources[P + g if on_gpu else p], nodes, node, work_s, t)
+            resource_add(resources[P + g if on_gpu else p], instances, node, work_s, t)
             node = -1
 
-        # 3. Answer, log, and let users think.
+        # 2. Answer, log, and let users think.
         while True:
             if arrives:
                 arrives = False
@@ -280,9 +205,8 @@ def run(env: Env, e: int, until: float) -> int:
                 else:
                     sim.failed += 1
                 if sim.record:
-                    log_start[sim.log_rows] = user.send_s
-                    log_latency[sim.log_rows] = latency_s
-                    log_status[sim.log_rows] = status
+                    row = log[sim.log_rows]
+                    row.start_s, row.latency_s, row.status = user.send_s, latency_s, status
                     sim.log_rows += 1
                 user.state = THINKING
                 if sim.is_open:
@@ -294,8 +218,7 @@ def run(env: Env, e: int, until: float) -> int:
             heap_push(heap, sim.events, next_s, u)
             sim.events += 1
 
-        # 4. When is the next event of each source that changed?
-        everything = leaf > P + G
+        # 3. When is the next event of each source that changed?
         for k in range(P + G + 2 if everything else 3):
             changed = k
             if not everything:
@@ -308,18 +231,103 @@ def run(env: Env, e: int, until: float) -> int:
                     next_t = heap[0].t
             elif changed <= P + G:
                 r = resources[changed - 1]
-                next_t = min(resource_done(r, nodes), resource_edge(r))
+                next_t = min(resource_done(r, instances), resource_edge(r))
                 if changed <= P:
                     next_t = min(next_t, pods[changed - 1].batch_s)
             else:
-                next_t = control.next_slow_s(env, e)
-            tree_set(tree_t, tree_leaf, leaves, changed, next_t)
+                next_t = next_slow_s(env, e)
+            tree_set(tree, leaves, changed, next_t)
         if p >= 0 and pods[p].state == TERMINATING and not everything:
             if pods[p].in_flight == 0:
                 pods[p].life_s = min(pods[p].life_s, max(t, pods[p].sigterm_s))
-            tree_set(tree_t, tree_leaf, leaves, P + G + 1, control.next_slow_s(env, e))
+            tree_set(tree, leaves, P + G + 1, next_slow_s(env, e))
+
+        t = tree[1].t
+        if t > until:
+            return REACHED
+        if sim.log_rows > log_limit:
+            return LOG_FULL
+        leaf = tree[1].leaf
+        sim.t = t
+        if leaf > P + G:
+            return SLOW_EVENT
+        p, g, node, everything = -1, -1, -1, False
+
+        # 4. What happens?
+        if leaf == 0:
+            u = heap[0].user
+            heap_drop(heap, sim.events)
+            sim.events -= 1
+            if sim.is_open:
+                arrives = True
+                u = sim.free_slot
+                if u >= 0:
+                    sim.free_slot = users[u].next
+                    users[u].rng = fork(sim.user_key, sim.arrival)
+                    users[u].left = 0
+            if u < 0 or (not sim.is_open and u >= sim.target_users):
+                if u >= 0:
+                    users[u].state = INACTIVE
+                else:
+                    sim.failed += 1
+                    if sim.record:
+                        row = log[sim.log_rows]
+                        row.start_s, row.latency_s, row.status = t - sim.half_client_s, 0.0, FAILED
+                        sim.log_rows += 1
+            else:
+                user = users[u]
+                user.send_s = t - sim.half_client_s
+                user.next = -1
+                p = choose_pod(sim, user, pods, t)
+                if p < 0 or (sim.queue_size > 0 and pods[p].queued >= sim.queue_size):
+                    refused = u
+                    p = -1
+                else:
+                    pod = pods[p]
+                    user.enqueue_s = t
+                    user.state = QUEUED
+                    if pod.queued == 0:
+                        pod.head = u
+                    else:
+                        users[pod.tail].next = u
+                    pod.tail = u
+                    pod.queued += 1
+                    pod.in_flight += 1
+                    sim.in_flight += 1
+        else:
+            r = resources[leaf - 1]
+            done = resource_done(r, instances)
+            edge = resource_edge(r)
+            if leaf <= P:
+                p = leaf - 1
+            else:
+                g = leaf - 1 - P
+            if leaf <= P and pods[p].batch_s <= min(done, edge):
+                pods[p].batch_s = INF  # the queue delay is over: the batcher looks again below
+            elif edge < done:
+                resource_pass_edge(r, t)
+            else:
+                node = resource_pop(r, instances, t)
+                p = node // per_pod
+                if leaf > P:
+                    instance = instances[node]
+                    pod = pods[p]
+                    answered = instance.head
+                    pod.in_flight -= instance.size
+                    sim.in_flight -= instance.size
+                    sim.batches += 1
+                    instance.size = 0
+                    instance.on_gpu = 0
+                    instance.head = pod.free
+                    pod.free = node
+                    node = -1
+
+
+@jit
+def settle(env: Env, e: int, until: float) -> None:
+    """Bring every account to the time the requests were served up to."""
+    sim, resources = env.sim_E[e], env.resources_ER[e]
     sim.t = until
-    for k in range(P + G):
+    for k in range(sim.pods + sim.gpus):
         resource_sync(resources[k], until)
     accrue(env, e, until)
-    return REACHED

@@ -64,11 +64,11 @@ def scrape(env: Env, e: int, t: float) -> None:
     """Prometheus stores counters, the in-flight gauges and the latency histogram in its ring."""
     sim = env.sim_E[e]
     k = sim.scrapes % sim.window
-    row = env.scraped_EWC[e][k]
+    row = sim.scraped[k]
     row[0], row[1], row[2], row[3] = t, sim.completed, sim.failed, sim.slow
     row[4], row[5], row[6] = sim.latency_sum_s, sim.queue_sum_s, sim.batches
     row[7], row[8] = cpu_used_s(env, e, t), sim.in_flight
-    env.scraped_histogram_EWB[e][k][:] = env.histogram_EB[e]
+    sim.scraped_histogram[k][:] = sim.histogram
     for p in range(sim.pods):
         env.pods_EP[e][p].scraped_in_flight = env.pods_EP[e][p].in_flight
     sim.scrapes += 1
@@ -87,6 +87,7 @@ def window_rows(env: Env, e: int) -> tuple[int, int]:
 def queue_us(env: Env, e: int) -> int:
     """Mean Triton queue time of the window in microseconds, as the external metrics API would return it."""
     newer, older = window_rows(env, e)
-    row, base = env.scraped_EWC[e][newer], env.scraped_EWC[e][older]
+    scraped = env.sim_E[e].scraped
+    row, base = scraped[newer], scraped[older]
     done = row[1] - base[1]
     return int((row[5] - base[5]) / done * 1e6) if done > 0.0 else 0

@@ -25,7 +25,6 @@ def accrue(env: Env, e: int, t: float) -> None:
         if pods[p].state > PENDING:
             alive += 1
             vram += pods[p].vram_bytes
-    sim.alive = alive
     sim.vram_bytes = vram
     sim.alive_s += dt * alive
     sim.ready_s += dt * sim.endpoints
@@ -178,7 +177,7 @@ def free_pod(env: Env, e: int, p: int, t: float) -> None:
         remove_endpoint(env, e, p)
     pods[p].state = FREE
     accrue(env, e, t)
-    env.slow_E8[e][DEPLOY] = min(env.slow_E8[e][DEPLOY], t + sim.api_delay_s)
+    sim.slow_s[DEPLOY] = min(sim.slow_s[DEPLOY], t + sim.api_delay_s)
     for q in range(sim.pods):
         if pods[q].state == PENDING:
             schedule(env, e, q, t)
@@ -199,7 +198,7 @@ def life_event(env: Env, e: int, p: int, t: float, broken: int) -> int:
             gpu = env.resources_ER[e][sim.pods + pod.gpu]
             resource_sync(gpu, t)
             gpu.per_job = pod.share
-        env.slow_E8[e][DEPLOY] = min(env.slow_E8[e][DEPLOY], t + sim.api_delay_s)
+        sim.slow_s[DEPLOY] = min(sim.slow_s[DEPLOY], t + sim.api_delay_s)
     elif t >= pod.sigterm_s and pod.in_flight == 0:
         if pod.endpoint >= 0:
             pod.life_s = pod.endpoint_s  # until then connections still come, and are refused
@@ -233,7 +232,7 @@ def start_process(env: Env, e: int, p: int, t: float) -> None:
 @jit
 def open_instances(env: Env, e: int, p: int) -> None:
     """Chain the pod's instances into its list of free ones."""
-    sim, pod, instances = env.sim_E[e], env.pods_EP[e][p], env.instances_EPI[e]
+    sim, pod, instances = env.sim_E[e], env.pods_EP[e][p], env.instances_EI[e]
     first = p * sim.instances_max
     for k in range(pod.instances):
         instances[first + k].head = first + k + 1 if k + 1 < pod.instances else -1
@@ -249,7 +248,7 @@ def endpoint_event(env: Env, e: int, p: int) -> None:
     accrue(env, e, pod.endpoint_s)
     pod.endpoint_s = INF
     if pod.state == READY and pod.endpoint < 0:
-        env.endpoints_EP[e][sim.endpoints] = p
+        env.pods_EP[e][sim.endpoints].listed = p
         pod.endpoint = sim.endpoints
         sim.endpoints += 1
     elif pod.state == TERMINATING and pod.endpoint >= 0:
@@ -259,18 +258,18 @@ def endpoint_event(env: Env, e: int, p: int) -> None:
 @jit
 def remove_endpoint(env: Env, e: int, p: int) -> None:
     """Take a pod out of the Service's endpoints."""
-    sim, pods, endpoints = env.sim_E[e], env.pods_EP[e], env.endpoints_EP[e]
+    sim, pods = env.sim_E[e], env.pods_EP[e]
     sim.endpoints -= 1
-    last = endpoints[sim.endpoints]
-    endpoints[pods[p].endpoint] = last
-    pods[last].endpoint = pods[p].endpoint
+    last, place = pods[sim.endpoints].listed, pods[p].endpoint
+    pods[place].listed = last
+    pods[last].endpoint = place
     pods[p].endpoint = -1
 
 
 @jit
 def break_requests(env: Env, e: int, p: int, t: float, broken: int) -> int:
     """SIGKILL: every request still in the pod fails; returns the chain of their users in front of `broken`."""
-    sim, pod, users, instances = env.sim_E[e], env.pods_EP[e][p], env.users_EU[e], env.instances_EPI[e]
+    sim, pod, users, instances = env.sim_E[e], env.pods_EP[e][p], env.users_EU[e], env.instances_EI[e]
     first = p * sim.instances_max
     for k in range(first, first + pod.instances):
         on_gpu = instances[k].on_gpu == 1
@@ -299,8 +298,8 @@ def break_requests(env: Env, e: int, p: int, t: float, broken: int) -> int:
 @jit
 def rebuild_gpu(env: Env, e: int, g: int, t: float) -> None:
     """Collect the jobs of a GPU anew after one was torn out of it."""
-    sim, pods, instances = env.sim_E[e], env.pods_EP[e], env.instances_EPI[e]
-    nodes, gpu = env.nodes_EPI[e], env.resources_ER[e][sim.pods + g]
+    sim, pods, instances = env.sim_E[e], env.pods_EP[e], env.instances_EI[e]
+    nodes, gpu = env.instances_EI[e], env.resources_ER[e][sim.pods + g]
     resource_sync(gpu, t)
     gpu.root, gpu.jobs = -1, 0
     for p in range(sim.pods):

@@ -236,16 +236,16 @@ def heap_drop(heap: NDArray[Any], n: int) -> None:
 
 
 @jit
-def tree_set(tree_t: NDArray[Any], tree_leaf: NDArray[Any], leaves: int, leaf: int, t: float) -> None:
+def tree_set(tree: NDArray[Any], leaves: int, leaf: int, t: float) -> None:
     """Set the next time of one source and replay its matches up to the root (index 1)."""
     k = leaves + leaf
-    tree_t[k] = t
-    tree_leaf[k] = leaf
+    tree[k].t = t
+    tree[k].leaf = leaf
     k >>= 1
     while k > 0:
-        win = 2 * k + (1 if tree_t[2 * k + 1] < tree_t[2 * k] else 0)
-        tree_t[k] = tree_t[win]
-        tree_leaf[k] = tree_leaf[win]
+        win = 2 * k + (1 if tree[2 * k + 1].t < tree[2 * k].t else 0)
+        tree[k].t = tree[win].t
+        tree[k].leaf = tree[win].leaf
         k >>= 1
 
 

@@ -8,21 +8,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusched.sim.control import BY_CPU, next_slow_s
-from gpusched.sim.engine import run
+from gpusched.sim.control import BY_CPU, slow_event
+from gpusched.sim.engine import run, settle
 from gpusched.sim.metrics import cpu_used_s, gpu_busy_s, window_rows
 from gpusched.sim.pods import CADVISOR_BASE_S, accrue, create_pod, start_process
-from gpusched.sim.primitives import jit, quantile, tree_set, uniform
+from gpusched.sim.primitives import jit, quantile, uniform
 from gpusched.sim.records import (
     DEPLOY,
     EXECUTING,
     HPA_SYNC,
     INF,
+    LOG_FULL,
     QUEUED,
     REACHED,
     READY,
     RESIZE,
     SCHEDULED,
+    SLOW_EVENT,
     Env,
 )
 
@@ -40,7 +42,8 @@ def account(env: Env, e: int, row_C: NDArray[Any]) -> None:
 @jit
 def tick(env: Env, e: int, row_C: NDArray[Any], now_C: NDArray[Any]) -> None:
     """Write one row of the tick log, columns in the order of core.logs.TickLog."""
-    sim, before_C, histogram_B = env.sim_E[e], env.tick_account_EC[e], env.histogram_EB[e]
+    sim = env.sim_E[e]
+    before_C, histogram_B = sim.tick_account, sim.histogram
     account(env, e, now_C)
     dt = now_C[0] - before_C[0]
     alive = (now_C[8] - before_C[8]) / dt
@@ -50,12 +53,12 @@ def tick(env: Env, e: int, row_C: NDArray[Any], now_C: NDArray[Any]) -> None:
     row_C[7], row_C[8] = (now_C[12] - before_C[12]) / (dt * sim.gpus), (now_C[11] - before_C[11]) / dt
     row_C[9], row_C[10] = alive * sim.pod_memory_bytes, sim.in_flight
     row_C[11], row_C[12], row_C[13] = now_C[1] - before_C[1], now_C[2] - before_C[2], now_C[3] - before_C[3]
-    row_C[14], row_C[15] = now_C[4] - before_C[4], quantile(histogram_B, env.tick_histogram_EB[e], 0.95)
+    row_C[14], row_C[15] = now_C[4] - before_C[4], quantile(histogram_B, sim.tick_histogram, 0.95)
     row_C[16], row_C[17] = now_C[5] - before_C[5], now_C[6] - before_C[6]
     row_C[18] = sim.hpa_target if sim.hpa_on else math.nan
     row_C[19], row_C[20], row_C[21] = sim.cpu_limit, sim.instances, sim.gpu_share
     before_C[:] = now_C
-    env.tick_histogram_EB[e][:] = histogram_B
+    sim.tick_histogram[:] = histogram_B
 
 
 @jit
@@ -72,14 +75,14 @@ def observe(env: Env, e: int, row_F: NDArray[Any]) -> None:
     if sim.scrapes < 2:
         return
     newer, older = window_rows(env, e)
-    now, before = env.scraped_EWC[e][newer], env.scraped_EWC[e][older]
+    now, before = sim.scraped[newer], sim.scraped[older]
     span_s, done, failed = now[0] - before[0], now[1] - before[1], now[2] - before[2]
     row_F[0] = done / span_s
     row_F[1] = failed / (done + failed) if done + failed > 0.0 else math.nan
     if done > 0.0:
         row_F[2] = (now[3] - before[3]) / done
         row_F[3] = (now[4] - before[4]) / done
-        histograms = env.scraped_histogram_EWB[e]
+        histograms = sim.scraped_histogram
         row_F[4] = quantile(histograms[newer], histograms[older], 0.95)
         row_F[5] = (now[5] - before[5]) / done
         if now[6] > before[6]:
@@ -103,16 +106,14 @@ def apply(
     share: float,
 ) -> None:
     """Set the desired state; negative values leave a lever as it is. What changed takes the API's time to act."""
-    sim, slow = env.sim_E[e], env.slow_E8[e]
+    sim = env.sim_E[e]
+    slow = sim.slow_s
     deploy = False
     if hpa_on == 1:
         sim.hpa_target = hpa_target
-        env.hpa_metric_EM[e][0].target = np.int64(
-            round(hpa_target * (1.0 if sim.hpa_metric == BY_CPU else 1000.0))
-        )
+        scale = 1.0 if sim.hpa_metric == BY_CPU else 1000.0
+        sim.hpa.metrics[0].target = np.int64(round(hpa_target * scale))
         if sim.hpa_on == 0:
-            memory = env.hpa_memory_E
-            memory[e] = memory[len(memory) - 1]  # the last row stays blank: a controller without a past
             slow[HPA_SYNC] = sim.t + sim.hpa_sync_s * uniform(sim)
     else:
         slow[HPA_SYNC] = INF
@@ -130,54 +131,47 @@ def apply(
         deploy = True
     if deploy:
         slow[DEPLOY] = min(slow[DEPLOY], sim.t + sim.api_delay_s)
-    leaf = sim.pods + sim.gpus + 1
-    tree_set(env.tree_t_EL[e], env.tree_leaf_EL[e], sim.leaves, leaf, next_slow_s(env, e))
-
-
-@jit
-def advance(
-    env: Env, e: int, until_s: float, tick_s: float, ticks_TC: NDArray[Any], scratch_C: NDArray[Any]
-) -> int:
-    """Run to `until_s`, writing a tick row every `tick_s` where the record is kept; LOG_FULL to be called again."""
-    sim = env.sim_E[e]
-    if sim.record == 0:
-        return int(run(env, e, until_s))
-    while True:
-        next_s = (sim.ticks + 1) * tick_s
-        if next_s > until_s + 1e-9:
-            return REACHED
-        status = run(env, e, next_s)
-        if status != REACHED:
-            return int(status)
-        tick(env, e, ticks_TC[sim.ticks], scratch_C)
-        sim.ticks += 1
 
 
 @jit
 def step_range(
-    env: Env,
-    first: int,
-    last: int,
-    until_s_E: NDArray[Any],
-    tick_s: float,
-    ticks_ETC: NDArray[Any],
-    seen_EF: NDArray[Any],
-    interval_EC: NDArray[Any],
-    p95_E: NDArray[Any],
-    status_E: NDArray[Any],
-) -> None:
-    """Advance environments first..last-1 by one control interval; writes observation, account and p95 of each."""
+    env: Env, first: int, last: int, until_s_E: NDArray[Any], tick_s: float, ticks_ETC: NDArray[Any],
+    seen_EF: NDArray[Any], interval_EC: NDArray[Any], p95_E: NDArray[Any], status_E: NDArray[Any],
+) -> None:  # fmt: skip
+    """Advance environments first..last-1 by one control interval; writes observation, account and p95 of each.
+
+    Where the record is kept, a tick row is written every `tick_s`; an environment whose status is LOG_FULL
+    must be emptied and stepped again.
+    """
     for e in range(first, last):
-        status_E[e] = advance(env, e, until_s_E[e], tick_s, ticks_ETC[e], interval_EC[e])
-        if status_E[e] == REACHED:
+        sim = env.sim_E[e]
+        refused = np.int64(-1)
+        status = np.int64(REACHED)
+        next_s = (sim.ticks + 1) * tick_s if sim.record else until_s_E[e]
+        while next_s <= until_s_E[e] + 1e-9:
+            status = run(env, e, next_s, refused)
+            refused = np.int64(-1)
+            if status == SLOW_EVENT:
+                refused = np.int64(slow_event(env, e, sim.t))
+                continue
+            if status == LOG_FULL:
+                break
+            settle(env, e, next_s)
+            if not sim.record:
+                break
+            tick(env, e, ticks_ETC[e, sim.ticks], interval_EC[e])
+            sim.ticks += 1
+            next_s = (sim.ticks + 1) * tick_s
+        status_E[e] = status
+        if status == REACHED:
             account(env, e, interval_EC[e])
-            before_C = env.control_account_EC[e]
+            before_C = sim.control_account
             for c in range(len(before_C)):
                 now = interval_EC[e, c]
                 interval_EC[e, c] = now - before_C[c]
                 before_C[c] = now
-            p95_E[e] = quantile(env.histogram_EB[e], env.control_histogram_EB[e], 0.95)
-            env.control_histogram_EB[e][:] = env.histogram_EB[e]
+            p95_E[e] = quantile(sim.histogram, sim.control_histogram, 0.95)
+            sim.control_histogram[:] = sim.histogram
             observe(env, e, seen_EF[e])
 
 
@@ -197,12 +191,6 @@ def apply_all(
 
 
 @jit
-def set_leaf(env: Env, e: int, leaf: int, t: float) -> None:
-    """Set the next time of one event source from outside the loop."""
-    tree_set(env.tree_t_EL[e], env.tree_leaf_EL[e], env.sim_E[e].leaves, leaf, t)
-
-
-@jit
 def place_ready(env: Env, e: int, p: int, gpu: int, since_s: float, phase: float) -> None:
     """Put a replica into slot p that has been ready since `since_s`; `phase` in 0..1 places its cAdvisor readings."""
     sim = env.sim_E[e]
@@ -218,7 +206,7 @@ def place_ready(env: Env, e: int, p: int, gpu: int, since_s: float, phase: float
     pod.seen_s = pod.newer_s = -CADVISOR_BASE_S * phase
     pod.older_s = pod.newer_s - CADVISOR_BASE_S
     pod.advisor_s = CADVISOR_BASE_S * phase
-    env.endpoints_EP[e][sim.endpoints] = p
+    env.pods_EP[e][sim.endpoints].listed = p
     pod.endpoint = sim.endpoints
     sim.endpoints += 1
     accrue(env, e, 0.0)

@@ -115,7 +115,7 @@ def check_users(sim: BatchSim, scenario: Scenario) -> None:
     assert count[EXECUTING] == sum(
         batch["size"]
         for p in np.flatnonzero(pods["state"] > 0)
-        for batch in sim.env.instances_EPI[0][p * sim.instances_max :][: pods[p]["instances"]]
+        for batch in sim.env.instances_EI[0][p * sim.instances_max :][: pods[p]["instances"]]
     )
     if not scenario.load.is_open:
         assert count[THINKING] == state["events"]
@@ -217,7 +217,7 @@ def test_observations_are_of_the_past_and_not_too_old(scenario: Scenario) -> Non
         if until_s >= 2.0 * clocks.dcgm_s:
             assert 0.0 <= seen.gpu_age_s_E[0] <= clocks.dcgm_s + 1e-9
             assert 0.0 <= seen.gpu_utilization_E[0] <= 1.0 + 1e-9
-        scraped = sim.env.scraped_EWC[0][:, 0]
+        scraped = sim.env.sim_E["scraped"][0, :, 0]
         assert np.all(scraped <= until_s)
         assert until_s - scraped.max() <= clocks.scrape_s or scraped.max() == 0.0
 
