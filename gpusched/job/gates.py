@@ -114,22 +114,26 @@ def readiness(ready_at_start: float, setup: Setup) -> Gate:
 
 
 def degenerate(w: Window, ticks: TickLog, setup: Setup, blind: bool) -> Gate:
-    """A policy that never acts although the service suffers, or an HPA whose metric is absent, is no contestant.
+    """A policy that never acts while the load changes and the service suffers, or an HPA without its metric.
 
-    Holding still is right where the load is constant and the objective is met; `static` holds still by design.
+    Under a constant load the start replicas may be the right answer; whether a policy held still under every
+    load of a study is for the report to see. `static` holds still by design.
     """
     if blind:
         return Gate(name="degenerate", ok=False, detail="the HPA's metric was absent throughout")
-    t = ticks.between(
-        w.begin_s - setup.spec.tick_s, w.end_s
-    )  # from the last tick before the policy's first action
+    # from the last tick before the policy's first action
+    t = ticks.between(w.begin_s - setup.spec.tick_s, w.end_s)
     controls = (t.replicas_spec_T, t.hpa_target_T, t.cpu_cores_T, t.instances_T, t.gpu_share_T)
-    moved = any(len(np.unique(column_T[np.isfinite(column_T)])) > 1 for column_T in controls)
+    if any(len(np.unique(column_T[np.isfinite(column_T)])) > 1 for column_T in controls):
+        return Gate(name="degenerate", ok=True, detail="acted")
+    constant = not w.plan.is_open and len(np.unique(w.plan.users_at(w.ticks.t_s_T))) <= 1
     bad = 1 - w.good / w.judged if w.judged else 0.0
-    if moved or isinstance(setup.policy, Static) or bad <= VIOLATION_BORNE:
-        return Gate(name="degenerate", ok=True, detail="acted" if moved else "held still")
+    if constant or isinstance(setup.policy, Static) or bad <= VIOLATION_BORNE:
+        return Gate(name="degenerate", ok=True, detail=f"held still, {bad:.1%} of the requests in violation")
     return Gate(
-        name="degenerate", ok=False, detail=f"never acted while {bad:.1%} of the requests were in violation"
+        name="degenerate",
+        ok=False,
+        detail=f"never acted while the load changed and {bad:.1%} of the requests were in violation",
     )
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gpusched.job.setup import Setup
+from gpusched.job.setup import Setup, digest
 from gpusched.tracking.provenance import provenance
 from gpusched.tracking.run import Run
 from gpusched.tracking.store import Store
@@ -32,6 +32,9 @@ def run_tags(setup: Setup) -> dict[str, str]:
     """Return the tags of a run: its labels, its hashes, its commit, and the constants nobody has measured."""
     assumed = [name for name, constant in setup.service.constants().items() if constant.status == "assumed"]
     own = {"seed": str(setup.seed), "config_hash": setup.config_hash, "assumed": ",".join(assumed)}
+    own["service_hash"] = digest(setup.config["service"])
+    if setup.policy.trained:
+        own["fingerprint"] = setup.fingerprint
     return {**setup.names, **own, **_provenance()}
 
 

@@ -11,6 +11,7 @@ from gpusched.report.measures import TESTED, measure
 
 CONDITIONS = {
     "service": "service profiles",
+    "service_hash": "service constants",
     "cluster": "clusters",
     "reward": "rewards",
     "git_commit": "commits",
@@ -33,6 +34,7 @@ def caveats(study: Study) -> list[str]:
         *_missing_values(study),
         *_unlike_conditions(study),
         *_unlike_settings(study),
+        *_still(study),
         *_unconverged(study),
         *_marked(study),
         *_excluded(study),
@@ -120,6 +122,20 @@ def _unlike_settings(study: Study) -> list[str]:
                       if g == group and len(v) > 1]  # fmt: skip
             if unlike:
                 found.append(f"Different configurations within the {word} {group}: {listed(unlike)}.")
+    return found
+
+
+def _still(study: Study) -> list[str]:
+    """A controller that held one replica count under every load is a constant, whatever it is called."""
+    found = []
+    for policy in study.policies:
+        trials = [t for load in study.loads for t in study.of(policy, load)]
+        loads = {t.load for t in trials}
+        still = trials and all(t.values.get("scale_events") == 0 for t in trials)
+        if still and len(loads) > 1 and not policy.startswith("static"):
+            found.append(
+                f"{policy} never changed the replicas in any of its {len(trials)} runs: it is a constant."
+            )
     return found
 
 

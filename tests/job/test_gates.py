@@ -72,18 +72,19 @@ def test_all_start_replicas_must_be_ready(ready: float, ok: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "spec", "latency_s", "ok"),
+    ("policy", "load", "spec", "latency_s", "ok"),
     [
-        ("hpa", 2, 0.5, False),  # held still while every request was late
-        ("hpa", 2, 0.05, True),  # nothing to do
-        ("static", 2, 0.5, True),  # by design
-        ("hpa", None, 0.5, True),  # acted, once
+        ("hpa", "mixed", 2, 0.5, False),  # held still while every request was late
+        ("hpa", "high", 2, 0.5, True),  # the load never changed: two replicas may be the best there is
+        ("hpa", "mixed", 2, 0.05, True),  # nothing to do
+        ("static", "mixed", 2, 0.5, True),  # by design
+        ("hpa", "mixed", None, 0.5, True),  # acted, once
     ],
 )
 def test_who_never_acts_though_the_service_suffers_is_degenerate(
-    policy: str, spec: int | None, latency_s: float, ok: bool
+    policy: str, load: str, spec: int | None, latency_s: float, ok: bool
 ) -> None:
-    _, setup = make(f"policy={policy}")
+    _, setup = make(f"policy={policy}", f"load={load}")
     log = ticks(setup)
     warm_T = log.t_s_T <= setup.spec.warmup_s
     log.replicas_spec_T = np.where(warm_T, 2.0, 3.0 if spec is None else spec)

@@ -4,8 +4,10 @@ import pytest
 from made_up import MadeUp
 
 from gpusched.core.errors import InputError
+from gpusched.core.kpi import HEADLINE
 from gpusched.report.caveats import caveats, listed
-from gpusched.report.dataset import Study, load, newest_study
+from gpusched.report.dataset import Study, Trial, load, newest_study
+from gpusched.report.measures import REWARD
 from gpusched.tracking.store import Store
 
 QUICK = {"series": False, "trainings": False, "loads": ("low",), "seeds": 2}
@@ -127,6 +129,17 @@ def test_gaps_and_unequal_conditions_are_said(own: Store) -> None:
     assert "other (1 runs)" in told(study, "different service profiles")
     assert "ppo under high" in told(study, "One seed only")
     assert "1 of 6 runs" in told(study, "uncommitted changes")
+
+
+def test_a_policy_that_never_acts_is_called_a_constant() -> None:
+    def trial(policy: str, load_name: str, events: float) -> Trial:
+        blank = dict.fromkeys((*HEADLINE, REWARD), 1.0)
+        return Trial(id=policy + load_name, policy=policy, load=load_name, seed=0, tags={}, params={},
+                     values=blank | {"scale_events": events})  # fmt: skip
+
+    trials = [trial(p, l, float(p == "hpa")) for p in ("hpa", "ppo", "static") for l in ("low", "high")]
+    told = [c for c in caveats(Study(name="s", trials=trials)) if "constant" in c]
+    assert told == ["ppo never changed the replicas in any of its 2 runs: it is a constant."]
 
 
 def test_long_lists_are_counted() -> None:
