@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 from gpusched.core.errors import GpuschedError
 
+PLAIN_WIDTH = 180
+"""Columns of the table where the output is no terminal."""
+
 if TYPE_CHECKING:
     from gpusched.report.build import Report
     from gpusched.tracking.store import Store
@@ -74,7 +77,7 @@ def _print(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     shown = report.tables.get("comparison") or report.tables.get("means")
     if shown:
         table = Table(title=shown.title, title_justify="left")

@@ -223,7 +223,12 @@ def _overview(study: Study) -> str:
         tag: sorted({t.tags[tag] for t in study.trials if tag in t.tags}) for tag in ("service", "cluster")
     }
     where = " ".join(f"{tag.capitalize()}: {', '.join(names)}." for tag, names in values.items() if names)
-    return f"{what} {where}".strip()
+    simulated = all(t.tags.get("cluster") == "sim" for t in study.trials)
+    basis = (
+        f" {len(study.assumed)} of its service constants are assumed, not measured." if study.assumed else ""
+    )
+    real = f"Simulated, not measured.{basis}" if simulated and study.trials else basis
+    return " ".join(part for part in (what, where, real.strip()) if part)
 
 
 def _matrix(report: Report) -> list[dict[str, Any]]:

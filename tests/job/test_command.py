@@ -126,7 +126,7 @@ def test_a_trial_ends_with_its_table(command, capfd: pytest.CaptureFixture[str])
     table = capfd.readouterr().out
     assert "latency_p95_s" in table
     assert "0.05" in table
-    (found,) = Store(DB).find("study", kind="trial")
+    (found,) = Store(DB).find("main", kind="trial")
     assert found.id in table
 
 
@@ -139,9 +139,9 @@ def test_a_failing_job_does_not_lose_the_others(command, capfd: pytest.CaptureFi
     assert "| high" in shown.out
     assert "| low" in shown.out
     store = Store(DB)
-    assert sorted(found.tags["load"] for found in store.find("study", kind="trial")) == ["high", "low"]
-    (parent,) = store.find("study", kind="sweep", status="FAILED")
-    assert all(f.tags["mlflow.parentRunId"] == parent.id for f in store.find("study", kind="trial"))
+    assert sorted(found.tags["load"] for found in store.find("main", kind="trial")) == ["high", "low"]
+    (parent,) = store.find("main", kind="sweep", status="FAILED")
+    assert all(f.tags["mlflow.parentRunId"] == parent.id for f in store.find("main", kind="trial"))
     assert command(*sweep, "resume=true") == 1
     states = [Result.read(path).status for path in Path().glob("outputs/sweeps/*/*/*/status.json")]
     assert sorted(states) == ["failed"] * 2 + ["finished"] * 2 + ["skipped"] * 2
@@ -156,9 +156,9 @@ def test_an_interrupted_sweep_keeps_what_is_finished(folder: Path, how: str, cod
     assert "Traceback" not in done.stderr
     assert "| low" in done.stdout
     store = Store(f"sqlite:///{folder}/mlruns/mlflow.db")
-    states = {found.tags["load"]: found.status for found in store.find("study", kind="trial", status=None)}
+    states = {found.tags["load"]: found.status for found in store.find("main", kind="trial", status=None)}
     assert states == {"low": "FINISHED", "medium": "KILLED"}
-    assert [found.status for found in store.find("study", kind="sweep", status=None)] == ["KILLED"]
+    assert [found.status for found in store.find("main", kind="sweep", status=None)] == ["KILLED"]
     status = [
         json.loads(path.read_text())["status"] for path in folder.glob("outputs/sweeps/*/*/*/status.json")
     ]

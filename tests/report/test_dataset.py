@@ -137,7 +137,8 @@ def test_a_policy_that_never_acts_is_called_a_constant() -> None:
         return Trial(id=policy + load_name, policy=policy, load=load_name, seed=0, tags={}, params={},
                      values=blank | {"scale_events": events})  # fmt: skip
 
-    trials = [trial(p, l, float(p == "hpa")) for p in ("hpa", "ppo", "static") for l in ("low", "high")]
+    policies, loads = ("hpa", "ppo", "static"), ("low", "high")
+    trials = [trial(p, name, float(p == "hpa")) for p in policies for name in loads]
     told = [c for c in caveats(Study(name="s", trials=trials)) if "constant" in c]
     assert told == ["ppo never changed the replicas in any of its 2 runs: it is a constant."]
 
