@@ -9,10 +9,11 @@ UI := MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --worke
 .PHONY: experiment test check bench setup ui
 experiment: $(STAMP)
 	$(PY) run.py experiment=headline resume=true
-	$(PY) analyze.py
+	$(PY) analyze.py --study headline
 	@echo
-	@echo "Report:        in outputs/report, as printed above"
-	@echo "All the runs:  make ui, then http://127.0.0.1:5000/#/experiments"
+	@echo "Report:    outputs/report/headline/index.html"
+	@echo "MLflow UI: make ui, then http://127.0.0.1:5000/#/experiments"
+	@echo "           (make ui runs: $(UI))"
 
 setup: $(STAMP)
 
@@ -36,7 +37,9 @@ check: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile -q -m "not slow and not gpu and not cluster and not local"
 
 bench: $(STAMP)
-	$(PY) -m pytest benchmarks -q -s
+	$(PY) benchmarks/engine.py
+	$(PY) benchmarks/cold.py
+	$(PY) benchmarks/sweep.py
 
 ui: $(STAMP)
 	$(UI)
