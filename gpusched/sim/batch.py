@@ -109,7 +109,7 @@ class BatchSim:
 
     def _allocate(self) -> Env:
         E, P, G = self.envs, self.pod_slots, int(self.service.gpus.value)
-        leaves = 1 << (P + G + 1).bit_length()
+        leaves = 1 << (P + G - 1).bit_length()
         return Env(
             sim_E=np.zeros(E, SIM),
             users_EU=np.zeros((E, 1), USER),
@@ -169,6 +169,10 @@ class BatchSim:
         self._start_replicas(e, np.random.default_rng(pods_seed))
         sim["think_min_s"], sim["think_span_s"] = plan.think_min_s, plan.think_max_s - plan.think_min_s
         env.tree_EL["t"][e] = INF
+        leaves = env.tree_EL.shape[1] // 2
+        env.tree_EL["leaf"][e, leaves:] = np.arange(leaves)
+        if not sim["events"][0]:
+            env.events_EU["t"][e, 0] = INF
 
     def _fill_constants(self, sim: NDArray[Any]) -> None:
         s = {name: c.value for name, c in self.service.constants().items()}

@@ -11,7 +11,7 @@ from gpusched.sim import hpa
 from gpusched.sim.hpa_replicas import NONE_MS, PHASE_PENDING, PHASE_RUNNING, READY_FALSE, READY_TRUE
 from gpusched.sim.metrics import advisor_event, gpu_busy_s, metrics_server_scrape, queue_us, scrape
 from gpusched.sim.pods import apply_resize, endpoint_event, life_event, reconcile_deployment
-from gpusched.sim.primitives import heap_push, jit, uniform
+from gpusched.sim.primitives import allocating, heap_push, jit, uniform
 from gpusched.sim.records import (
     CLOCK_HZ,
     DCGM_BEGIN,
@@ -109,7 +109,7 @@ def level_event(env: Env, e: int, t: float) -> None:
     sim.slow_s[LEVEL] = levels[sim.level].from_s if sim.level < len(levels) else INF
 
 
-@jit
+@allocating
 def hpa_event(env: Env, e: int, t: float) -> None:
     """One sync of the HPA controller; the next one comes a period after this one has ended."""
     sim, pods = env.sim_E[e], env.pods_EP[e]

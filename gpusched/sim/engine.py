@@ -124,6 +124,7 @@ def run(env: Env, e: int, until: float, refused: int) -> int:
     answered = -1  # users to answer, chained by `next`
     arrives = False  # an open load's next arrival must be scheduled
     everything = True
+    slow_s = next_slow_s(env, e)
 
     while True:
         # 1. Form batches while an instance is idle, and place host and GPU phases.
@@ -219,42 +220,35 @@ def run(env: Env, e: int, until: float, refused: int) -> int:
             sim.events += 1
 
         # 3. When is the next event of each source that changed?
-        for k in range(P + G + 2 if everything else 3):
+        for k in range(P + G if everything else 2):
             changed = k
             if not everything:
-                changed = 0 if k == 0 else (1 + p if k == 1 else (1 + P + g if g >= 0 else -1))
-                if changed < 0 or (k == 1 and p < 0):
+                changed = p if k == 0 else (P + g if g >= 0 else -1)
+                if changed < 0:
                     continue
-            next_t = INF
-            if changed == 0:
-                if sim.events > 0:
-                    next_t = heap[0].t
-            elif changed <= P + G:
-                r = resources[changed - 1]
-                next_t = min(resource_done(r, instances), resource_edge(r))
-                if changed <= P:
-                    next_t = min(next_t, pods[changed - 1].batch_s)
-            else:
-                next_t = next_slow_s(env, e)
+            r = resources[changed]
+            next_t = min(resource_done(r, instances), resource_edge(r))
+            if changed < P:
+                next_t = min(next_t, pods[changed].batch_s)
             tree_set(tree, leaves, changed, next_t)
-        if p >= 0 and pods[p].state == TERMINATING and not everything:
-            if pods[p].in_flight == 0:
-                pods[p].life_s = min(pods[p].life_s, max(t, pods[p].sigterm_s))
-            tree_set(tree, leaves, P + G + 1, next_slow_s(env, e))
+        if p >= 0 and pods[p].state == TERMINATING and pods[p].in_flight == 0:
+            pods[p].life_s = min(pods[p].life_s, max(t, pods[p].sigterm_s))
+            slow_s = min(slow_s, pods[p].life_s)
 
-        t = tree[1].t
+        # Ties: arrivals first, then processors in their order, then the control plane.
+        arrival_s, work_end_s = heap[0].t, tree[1].t
+        t = min(arrival_s, work_end_s, slow_s)
         if t > until:
             return REACHED
         if sim.log_rows > log_limit:
             return LOG_FULL
-        leaf = tree[1].leaf
         sim.t = t
-        if leaf > P + G:
+        if slow_s < arrival_s and slow_s < work_end_s:
             return SLOW_EVENT
         p, g, node, everything = -1, -1, -1, False
 
         # 4. What happens?
-        if leaf == 0:
+        if arrival_s <= work_end_s:
             u = heap[0].user
             heap_drop(heap, sim.events)
             sim.events -= 1
@@ -295,21 +289,22 @@ def run(env: Env, e: int, until: float, refused: int) -> int:
                     pod.in_flight += 1
                     sim.in_flight += 1
         else:
-            r = resources[leaf - 1]
+            leaf = tree[1].leaf
+            r = resources[leaf]
             done = resource_done(r, instances)
             edge = resource_edge(r)
-            if leaf <= P:
-                p = leaf - 1
+            if leaf < P:
+                p = leaf
             else:
-                g = leaf - 1 - P
-            if leaf <= P and pods[p].batch_s <= min(done, edge):
+                g = leaf - P
+            if leaf < P and pods[p].batch_s <= min(done, edge):
                 pods[p].batch_s = INF  # the queue delay is over: the batcher looks again below
             elif edge < done:
                 resource_pass_edge(r, t)
             else:
                 node = resource_pop(r, instances, t)
                 p = node // per_pod
-                if leaf > P:
+                if leaf >= P:
                     instance = instances[node]
                     pod = pods[p]
                     answered = instance.head

@@ -168,13 +168,13 @@ def begin(
 ) -> tuple[bool, int]:
     """Read the scale and seed the recommendations; whether to stop here, and the error (K8S.md A.6)."""
     for m in range(spec.n_metrics):
-        clear_status(status_M[m], SKIPPED)
+        clear_status(status_M[m], np.int64(SKIPPED))
     if faults & FAULT_GET_SCALE:
         memory.able = FAILED_GET_SCALE
         return True, ERR_GET_SCALE
     memory.able = SUCCEEDED_GET_SCALE
     if memory.has_recs == 0:
-        record(memory, recs, -1, current, now_ms)
+        record(memory, recs, np.int64(-1), current, now_ms)
     if current != 0 or not disabled_at_zero(spec, metrics_M, memory):
         return False, OK
     memory.active = SCALING_DISABLED

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-jit = njit(cache=True, nogil=True, error_model="numpy")
+jit = njit(cache=True, nogil=True, error_model="numpy", _nrt=False, no_cfunc_wrapper=True)
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
@@ -174,7 +174,7 @@ def add_pod(metric: Any, status: Any, group: int, value: int, request: int) -> N
         status.missing += 1
         status.request_missing += request
         if metric.target_type == TARGET_UTILIZATION:
-            status.fill_missing += truncated_div(request * max(100, metric.target), 100)
+            status.fill_missing += truncated_div(request * max(100, metric.target), np.int64(100))
         else:
             status.fill_missing += metric.target
 
@@ -198,7 +198,7 @@ def sum_pods(
     Requests are looked at for every matching pod, ignored and pending ones too: one pod without a request
     fails a utilisation metric (`calculateRequests`).
     """
-    clear_status(status, OK)
+    clear_status(status, np.int64(OK))
     for p in range(n_pods):
         pod = pods_P[p]
         group = group_pod(spec, pod, metric.is_cpu, has_sample_P[p], sample_ms_P[p], window_ms_P[p], now_ms)

@@ -115,7 +115,8 @@ def record(memory: Any, recs: NDArray[Any], last_old: int, replicas: int, now_ms
 def stabilize_legacy(spec: Any, memory: Any, recs: NDArray[Any], desired: int, now_ms: int) -> int:
     """Highest recommendation of the window, its edge included (K8S.md A.6.1, `stabilizeRecommendation`)."""
     cutoff_ms = now_ms - spec.downscale_window_ms
-    stabilized, last_old = desired, -1
+    stabilized = desired
+    last_old: Any = np.int64(-1)
     for row in range(memory.n_recs):
         if recs[row].t_ms < cutoff_ms:
             last_old = row
@@ -135,7 +136,8 @@ def stabilize_behavior(
     (`stabilizeRecommendationWithBehaviors`).
     """
     up_cutoff_ms, down_cutoff_ms = now_ms - spec.up_window_ms, now_ms - spec.down_window_ms
-    lowest, highest, last_old = desired, desired, -1
+    lowest, highest = desired, desired
+    last_old: Any = np.int64(-1)
     for row in range(memory.n_recs):
         t_ms = recs[row].t_ms
         if t_ms > up_cutoff_ms:
@@ -212,13 +214,13 @@ def limit_behavior(
 ) -> tuple[int, int]:
     """Replicas after rate limit, min and max, with the reason (`convertDesiredReplicasWithBehaviorRate`)."""
     if desired > current:
-        limit = scale_limit(spec, rules, memory, up_events, down_events, current, now_ms, True)
+        limit = scale_limit(spec, rules, memory, up_events, down_events, current, now_ms, desired > current)
         limit = max(limit, current)
         cap = min(spec.max_replicas, limit)
         if desired > cap:
             return cap, SCALE_UP_LIMIT if spec.max_replicas > limit else TOO_MANY_REPLICAS
     elif desired < current:
-        limit = scale_limit(spec, rules, memory, up_events, down_events, current, now_ms, False)
+        limit = scale_limit(spec, rules, memory, up_events, down_events, current, now_ms, desired > current)
         limit = min(limit, current)
         floor = max(spec.min_replicas, limit)
         if desired < floor:
@@ -245,7 +247,7 @@ def store_event(events: NDArray[Any], used: int, longest_ms: int, change: int, n
 
     Rows older than the longest policy period are flagged, and the last flagged one is written over.
     """
-    last_old = -1
+    last_old: Any = np.int64(-1)
     for row in range(used):
         if events[row].t_ms < now_ms - longest_ms:
             events[row].outdated = 1
@@ -283,7 +285,7 @@ def store_rescale(
         return
     n_up = spec.n_up_rules
     if desired > current:
-        longest_ms = longest_period(rules, 0, n_up)
+        longest_ms = longest_period(rules, np.int64(0), n_up)
         memory.n_up = store_event(up_events, memory.n_up, longest_ms, desired - current, now_ms)
     else:
         longest_ms = longest_period(rules, n_up, n_up + spec.n_down_rules)

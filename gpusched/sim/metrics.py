@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpusched.sim.pods import CADVISOR_BASE_S
-from gpusched.sim.primitives import jit, resource_sync, uniform
+from gpusched.sim.primitives import copy_row, jit, resource_sync, uniform
 from gpusched.sim.records import INF, RUNNING, Env
 
 FRESH_CONTAINER_S = 10.0
@@ -68,7 +68,7 @@ def scrape(env: Env, e: int, t: float) -> None:
     row[0], row[1], row[2], row[3] = t, sim.completed, sim.failed, sim.slow
     row[4], row[5], row[6] = sim.latency_sum_s, sim.queue_sum_s, sim.batches
     row[7], row[8] = cpu_used_s(env, e, t), sim.in_flight
-    sim.scraped_histogram[k][:] = sim.histogram
+    copy_row(sim.histogram, sim.scraped_histogram[k])
     for p in range(sim.pods):
         env.pods_EP[e][p].scraped_in_flight = env.pods_EP[e][p].in_flight
     sim.scrapes += 1

@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 
 from gpusched.sim.records import BINS, INF
 
-jit = njit(cache=True, nogil=True, error_model="numpy")
+entry = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+"""For what Python calls. Without numba's runtime: views need no reference counts, and nothing may allocate."""
+jit = njit(nogil=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""For what only compiled code calls: half the compile time, and its cache is its caller's. Python must not call it."""
+allocating = njit(nogil=True, error_model="numpy", _nrt=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""As `jit`, for what needs memory of its own."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -210,10 +215,10 @@ def heap_push(heap: NDArray[Any], n: int, t: float, user: int) -> None:
 
 @jit
 def heap_drop(heap: NDArray[Any], n: int) -> None:
-    """Remove the first of n entries."""
-    t = heap[n - 1].t
-    user = heap[n - 1].user
+    """Remove the first of n entries; an empty heap's first time is INF."""
     n -= 1
+    t = heap[n].t if n > 0 else INF
+    user = heap[n].user
     k = 0
     while True:
         child = 4 * k + 1
@@ -232,21 +237,33 @@ def heap_drop(heap: NDArray[Any], n: int) -> None:
     heap[k].user = user
 
 
-# --- tournament tree over the event sources; ties go to the lower leaf ---
+# --- tournament tree over the processors; ties go to the lower leaf ---
 
 
 @jit
 def tree_set(tree: NDArray[Any], leaves: int, leaf: int, t: float) -> None:
-    """Set the next time of one source and replay its matches up to the root (index 1)."""
+    """Set the next time of one processor and replay its matches up to the root (index 1).
+
+    The winner so far stays in registers: reading back what the level below stored takes most of a request's time.
+    """
     k = leaves + leaf
+    if tree[k].t == t:
+        return
     tree[k].t = t
-    tree[k].leaf = leaf
-    k >>= 1
-    while k > 0:
-        win = 2 * k + (1 if tree[2 * k + 1].t < tree[2 * k].t else 0)
-        tree[k].t = tree[win].t
-        tree[k].leaf = tree[win].leaf
+    while k > 1:
+        other = tree[k ^ 1]
+        if other.t < t or (other.t == t and (k & 1) == 1):
+            t, leaf = other.t, other.leaf
         k >>= 1
+        tree[k].t = t
+        tree[k].leaf = leaf
+
+
+@jit
+def copy_row(source: NDArray[Any], target: NDArray[Any]) -> None:
+    """Copy an array of one axis; a slice assignment would need numba's runtime."""
+    for k in range(len(source)):
+        target[k] = source[k]
 
 
 # --- latency histogram ---
@@ -280,4 +297,4 @@ def quantile(newer_B: NDArray[Any], older_B: NDArray[Any], q: float) -> float:
         if count > 0 and below + count >= rank:
             return bin_edge(k) + (rank - below) / count * (bin_edge(k + 1) - bin_edge(k))
         below += count
-    return bin_edge(BINS)
+    return bin_edge(np.int64(BINS))

@@ -12,7 +12,7 @@ from gpusched.sim.control import BY_CPU, slow_event
 from gpusched.sim.engine import run, settle
 from gpusched.sim.metrics import cpu_used_s, gpu_busy_s, window_rows
 from gpusched.sim.pods import CADVISOR_BASE_S, accrue, create_pod, start_process
-from gpusched.sim.primitives import jit, quantile, uniform
+from gpusched.sim.primitives import copy_row, entry, jit, quantile, uniform
 from gpusched.sim.records import (
     DEPLOY,
     EXECUTING,
@@ -57,8 +57,8 @@ def tick(env: Env, e: int, row_C: NDArray[Any], now_C: NDArray[Any]) -> None:
     row_C[16], row_C[17] = now_C[5] - before_C[5], now_C[6] - before_C[6]
     row_C[18] = sim.hpa_target if sim.hpa_on else math.nan
     row_C[19], row_C[20], row_C[21] = sim.cpu_limit, sim.instances, sim.gpu_share
-    before_C[:] = now_C
-    sim.tick_histogram[:] = histogram_B
+    copy_row(now_C, before_C)
+    copy_row(histogram_B, sim.tick_histogram)
 
 
 @jit
@@ -133,7 +133,7 @@ def apply(
         slow[DEPLOY] = min(slow[DEPLOY], sim.t + sim.api_delay_s)
 
 
-@jit
+@entry
 def step_range(
     env: Env, first: int, last: int, until_s_E: NDArray[Any], tick_s: float, ticks_ETC: NDArray[Any],
     seen_EF: NDArray[Any], interval_EC: NDArray[Any], p95_E: NDArray[Any], status_E: NDArray[Any],
@@ -171,11 +171,11 @@ def step_range(
                 interval_EC[e, c] = now - before_C[c]
                 before_C[c] = now
             p95_E[e] = quantile(sim.histogram, sim.control_histogram, 0.95)
-            sim.control_histogram[:] = sim.histogram
+            copy_row(sim.histogram, sim.control_histogram)
             observe(env, e, seen_EF[e])
 
 
-@jit
+@entry
 def apply_all(
     env: Env,
     replicas_E: NDArray[Any],
@@ -190,7 +190,7 @@ def apply_all(
         apply(env, e, replicas_E[e], hpa_on, hpa_target_E[e], cpu_E[e], instances_E[e], share_E[e])
 
 
-@jit
+@entry
 def place_ready(env: Env, e: int, p: int, gpu: int, since_s: float, phase: float) -> None:
     """Put a replica into slot p that has been ready since `since_s`; `phase` in 0..1 places its cAdvisor readings."""
     sim = env.sim_E[e]
