@@ -100,7 +100,7 @@ class SimCluster(Cluster):
         if controls.gpu_share_E is not None and self.service.sharing != "mps":
             raise InputError(
                 "action gpu_share: the GPU is shared by time-slicing, which has no shares. "
-                "Set service.sharing=mps, or leave limits.gpu_shares at [1.0]."
+                "Set service.sharing=mps, or action.gpu_shares=[1.0]."
             )
         if controls.instances_E is not None and controls.instances_E.max() > max(self.limits.instances):
             raise refuse(
