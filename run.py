@@ -1,12 +1,16 @@
 """Run a trial, a training or a whole study: `python run.py --help`."""
 
+import gc
 import sys
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
+# Importing MLflow and compiling the engine make many objects and free few: collecting meanwhile is time lost.
+gc.set_threshold(100_000, 50, 50)
 
-from gpusched.job.command import one_job, run
+import hydra  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from gpusched.job.command import one_job, run  # noqa: E402
 
 CONF = str(Path(__file__).parent / "conf")
 
