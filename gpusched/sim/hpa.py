@@ -1,4 +1,4 @@
-"""The HPA v2 controller of Kubernetes 1.36: one `reconcile` over plain arrays (K8S.md A.5 to A.7).
+"""The HPA v2 controller of Kubernetes 1.36: one `reconcile` over plain arrays (docs/hpa.md A.5 to A.7).
 
 Compiled; the engine calls it and `hpa_check` drives the very same code. Units and axes: see `hpa_replicas`.
 The caller owns all memory; a fresh controller is MEMORY full of zeros. Arguments of `reconcile`:
@@ -104,7 +104,7 @@ def has_object_metric(spec: Any, metrics_M: NDArray[Any]) -> bool:
 def combine(
     spec: Any, metrics_M: NDArray[Any], memory: Any, status_M: NDArray[Any], current: int
 ) -> tuple[int, int]:
-    """Largest proposal and first error (K8S.md A.5, `computeReplicasForMetrics`); replicas -1 = do not scale.
+    """Largest proposal and first error (docs/hpa.md A.5, `computeReplicasForMetrics`); replicas -1 = do not scale.
 
     A failing metric lets the others scale up or stay, never down.
     """
@@ -150,7 +150,7 @@ def finish_rescale(
 
 @jit
 def disabled_at_zero(spec: Any, metrics_M: NDArray[Any], memory: Any) -> bool:
-    """Whether zero replicas mean "switched off by hand"; the HPA leaves only its own zero (K8S.md A.6)."""
+    """Whether zero replicas mean "switched off by hand"; the HPA leaves only its own zero (docs/hpa.md A.6)."""
     was_zero = spec.gate_scale_to_zero != 0 and memory.scaled_to_zero == SCALED_TO_ZERO
     return not (was_zero and (spec.min_replicas != 0 or has_object_metric(spec, metrics_M)))
 
@@ -166,7 +166,7 @@ def begin(
     faults: int,
     status_M: NDArray[Any],
 ) -> tuple[bool, int]:
-    """Read the scale and seed the recommendations; whether to stop here, and the error (K8S.md A.6)."""
+    """Read the scale and seed the recommendations; whether to stop here, and the error (docs/hpa.md A.6)."""
     for m in range(spec.n_metrics):
         clear_status(status_M[m], np.int64(SKIPPED))
     if faults & FAULT_GET_SCALE:
@@ -207,7 +207,7 @@ def reconcile(
     faults: int,
     status_M: NDArray[Any],
 ) -> tuple[int, bool, int]:
-    """One reconcile (K8S.md A.6, horizontal.go `reconcileAutoscaler`); arguments: module docstring."""
+    """One reconcile (docs/hpa.md A.6, horizontal.go `reconcileAutoscaler`); arguments: module docstring."""
     current = spec_replicas
     stop, code = begin(spec, metrics_M, memory, recs, current, now_ms, faults, status_M)
     if stop:
@@ -244,7 +244,7 @@ def reconcile(
 
 @dataclass(kw_only=True)
 class ControllerFlags:
-    """Flags of kube-controller-manager that act on HPAs, with the defaults of production (K8S.md A.1)."""
+    """Flags of kube-controller-manager that act on HPAs, with the defaults of production (docs/hpa.md A.1)."""
 
     tolerance: float = 0.1
     cpu_initialization_period_s: float = 300.0
@@ -287,7 +287,7 @@ RULE_TYPES = {"Pods": RULE_PODS, "Percent": RULE_PERCENT}
 
 
 def default_rules(given: Rules | None, default: Rules) -> Rules:
-    """Fill one direction field by field; a given list of policies replaces the default one (K8S.md A.1)."""
+    """Fill one direction field by field; a given list of policies replaces the default one (docs/hpa.md A.1)."""
     if given is None:
         return default
     return default._replace(**{name: own for name, own in given._asdict().items() if own is not None})

@@ -124,7 +124,7 @@ def pod_level(controller: Json) -> bool:
 
 
 def resource_samples(items: list[Json] | None, resource: str, container: str) -> dict[str, Sample]:
-    """Samples of a Resource or ContainerResource metric (K8S.md A.4.1, `GetResourceMetric`)."""
+    """Samples of a Resource or ContainerResource metric (docs/hpa.md A.4.1, `GetResourceMetric`)."""
     if not items:
         raise MetricError(rep.ERR_API if items is None else rep.ERR_NO_METRICS)
     samples = {}
@@ -191,7 +191,7 @@ def _aggregate_request(pod: Json, resource: str) -> int:
 
 
 def pod_request(pod: Json, resource: str, container: str, gate: bool) -> int:
-    """A pod's request in milli-units (K8S.md A.4.1, `calculateRequests`); raises MetricError."""
+    """A pod's request in milli-units (docs/hpa.md A.4.1, `calculateRequests`); raises MetricError."""
     at_pod_level = pod.get("pod_requests_m") or {}
     if gate and at_pod_level and not container:
         return int(at_pod_level[resource]) if resource in at_pod_level else _aggregate_request(pod, resource)

@@ -1,6 +1,6 @@
 """What the HPA model makes of each kind of case of schema hpa-vectors/1, in the schema's own words.
 
-Every function takes a case and returns the fields its `expected` may have (K8S.md part A names the rules).
+Every function takes a case and returns the fields its `expected` may have (docs/hpa.md names the rules).
 """
 
 from __future__ import annotations

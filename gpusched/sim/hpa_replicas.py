@@ -1,4 +1,4 @@
-"""What each metric of an HPA proposes: pod groups, usage ratios, replica counts (K8S.md A.3, A.4).
+"""What each metric of an HPA proposes: pod groups, usage ratios, replica counts (docs/hpa.md A.3, A.4).
 
 Compiled; runs inside the engine. Times are int64 milliseconds, values and requests int64 milli-units,
 targets int64 (percent for Utilization, milli-units otherwise). Axes: M metrics of the HPA, P pods matched by
@@ -106,13 +106,13 @@ def float_to_int64(value: float) -> int:
 
 @jit
 def within(spec: Any, ratio: float) -> bool:
-    """Whether the ratio lies inside the tolerances, both ends included (K8S.md A.4, `isWithin`)."""
+    """Whether the ratio lies inside the tolerances, both ends included (docs/hpa.md A.4, `isWithin`)."""
     return bool(1.0 - spec.tolerance_down <= ratio and ratio <= 1.0 + spec.tolerance_up)
 
 
 @jit
 def cpu_unready(spec: Any, pod: Any, sample_ms: int, window_ms: int, now_ms: int) -> bool:
-    """Whether a pod's CPU sample must not count yet (K8S.md A.3, `groupPods`)."""
+    """Whether a pod's CPU sample must not count yet (docs/hpa.md A.3, `groupPods`)."""
     if pod.ready == READY_NONE or pod.start_ms == NONE_MS:
         return True
     if pod.start_ms + spec.cpu_initialization_ms > now_ms:
@@ -125,7 +125,7 @@ def cpu_unready(spec: Any, pod: Any, sample_ms: int, window_ms: int, now_ms: int
 def group_pod(
     spec: Any, pod: Any, is_cpu: int, has_sample: bool, sample_ms: int, window_ms: int, now_ms: int
 ) -> int:
-    """The group of one pod for one metric (K8S.md A.3, replica_calculator.go `groupPods`)."""
+    """The group of one pod for one metric (docs/hpa.md A.3, replica_calculator.go `groupPods`)."""
     if pod.phase == PHASE_NO_POD:
         return GROUP_NO_POD
     if pod.deleting != 0 or pod.phase == PHASE_FAILED:
@@ -254,7 +254,7 @@ def first_ratio(metric: Any, status: Any) -> float:
 
 @jit
 def filled_ratio(metric: Any, status: Any, ratio: float) -> tuple[float, int]:
-    """The ratio with missing and unready pods filled in, and how many entries it has (K8S.md A.4.3).
+    """The ratio with missing and unready pods filled in, and how many entries it has (docs/hpa.md A.4.3).
 
     A sample whose pod is unknown counts as an entry, but has no request to enter a utilisation with.
     """
@@ -275,7 +275,7 @@ def filled_ratio(metric: Any, status: Any, ratio: float) -> tuple[float, int]:
 
 @jit
 def per_pod_replicas(spec: Any, metric: Any, status: Any, current: int) -> int:
-    """Proposal of a summed metric (K8S.md A.4.3; `GetResourceReplicas`, `calcPlainMetricReplicas`)."""
+    """Proposal of a summed metric (docs/hpa.md A.4.3; `GetResourceReplicas`, `calcPlainMetricReplicas`)."""
     ratio = first_ratio(metric, status)
     if status.missing == 0 and not (status.unready > 0 and ratio > 1.0):
         return current if within(spec, ratio) else float_to_int32(np.ceil(ratio * status.ready))
@@ -291,7 +291,7 @@ def per_pod_replicas(spec: Any, metric: Any, status: Any, current: int) -> int:
 
 @jit
 def ready_pods(pods_P: NDArray[Any], n_pods: int) -> tuple[int, int]:
-    """Pods listed; those Running and Ready, terminating ones too (K8S.md A.4.4, `getReadyPodsCount`)."""
+    """Pods listed; those Running and Ready, terminating ones too (docs/hpa.md A.4.4, `getReadyPodsCount`)."""
     listed, ready = 0, 0
     for p in range(n_pods):
         listed += pods_P[p].phase != PHASE_NO_POD
@@ -303,7 +303,7 @@ def ready_pods(pods_P: NDArray[Any], n_pods: int) -> tuple[int, int]:
 def value_replicas(
     spec: Any, metric: Any, status: Any, usage_m: int, pods_P: NDArray[Any], n_pods: int, current: int
 ) -> int:
-    """Proposal for a Value target (K8S.md A.4.4, `getUsageRatioReplicaCount`); sets `status.error`."""
+    """Proposal for a Value target (docs/hpa.md A.4.4, `getUsageRatioReplicaCount`); sets `status.error`."""
     status.usage_m = usage_m
     ratio = np.float64(usage_m) / np.float64(metric.target)
     if current == 0:
@@ -320,7 +320,7 @@ def value_replicas(
 
 @jit
 def average_value_replicas(spec: Any, metric: Any, status: Any, usage_m: int, status_replicas: int) -> int:
-    """Proposal for AverageValue of an object or external metric (K8S.md A.4.5, `Get…PerPodMetricReplicas`).
+    """Proposal for AverageValue of an object or external metric (docs/hpa.md A.4.5, `Get…PerPodMetricReplicas`).
 
     Within tolerance it is status.replicas, not spec.replicas (issue #138505). Only External guards overflows.
     """
@@ -366,7 +366,7 @@ def propose(
     spec_replicas: int,
     status_replicas: int,
 ) -> None:
-    """One metric's proposal, usage and error into `status` (K8S.md A.4, `computeReplicasForMetric`)."""
+    """One metric's proposal, usage and error into `status` (docs/hpa.md A.4, `computeReplicasForMetric`)."""
     clear_status(status, target_error(metric))
     if status.error == OK and not api_ok:
         status.error = ERR_API

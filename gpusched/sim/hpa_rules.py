@@ -1,6 +1,6 @@
 """What an HPA remembers, and how it holds a proposal back: stabilisation, rate limits, min and max.
 
-Compiled; `hpa` has the reconcile that uses it, `hpa_replicas` the units (K8S.md A.6.1, A.6.2, A.7).
+Compiled; `hpa` has the reconcile that uses it, `hpa_replicas` the units (docs/hpa.md A.6.1, A.6.2, A.7).
 The arrays of recommendations and events are preallocated; MEMORY says how many rows are in use.
 """
 
@@ -103,7 +103,7 @@ def free_row(t_ms: NDArray[Any], used: int, last_old: int) -> int:
 
 @jit
 def record(memory: Any, recs: NDArray[Any], last_old: int, replicas: int, now_ms: int) -> None:
-    """Store a recommendation (K8S.md A.7.2)."""
+    """Store a recommendation (docs/hpa.md A.7.2)."""
     row = free_row(recs["t_ms"], memory.n_recs, last_old)
     recs[row].replicas = replicas
     recs[row].t_ms = now_ms
@@ -113,7 +113,7 @@ def record(memory: Any, recs: NDArray[Any], last_old: int, replicas: int, now_ms
 
 @jit
 def stabilize_legacy(spec: Any, memory: Any, recs: NDArray[Any], desired: int, now_ms: int) -> int:
-    """Highest recommendation of the window, its edge included (K8S.md A.6.1, `stabilizeRecommendation`)."""
+    """Highest recommendation of the window, its edge included (docs/hpa.md A.6.1, `stabilizeRecommendation`)."""
     cutoff_ms = now_ms - spec.downscale_window_ms
     stabilized = desired
     last_old: Any = np.int64(-1)
@@ -130,7 +130,7 @@ def stabilize_legacy(spec: Any, memory: Any, recs: NDArray[Any], desired: int, n
 def stabilize_behavior(
     spec: Any, memory: Any, recs: NDArray[Any], current: int, desired: int, now_ms: int
 ) -> int:
-    """`current` moved into the range of recent recommendations (K8S.md A.6.2).
+    """`current` moved into the range of recent recommendations (docs/hpa.md A.6.2).
 
     One that is exactly a window old has left it, unlike on the legacy path
     (`stabilizeRecommendationWithBehaviors`).
@@ -152,7 +152,7 @@ def stabilize_behavior(
 
 @jit
 def change_in_period(events: NDArray[Any], used: int, period_ms: int, now_ms: int) -> int:
-    """Replicas moved within the period (K8S.md A.6.2, `getReplicasChangePerPeriod`); flags do not matter."""
+    """Replicas moved within the period (docs/hpa.md A.6.2, `getReplicasChangePerPeriod`); flags do not matter."""
     total = 0
     for row in range(used):
         if events[row].t_ms > now_ms - period_ms:
@@ -243,7 +243,7 @@ def limit_legacy(spec: Any, current: int, desired: int) -> tuple[int, int]:
 
 @jit
 def store_event(events: NDArray[Any], used: int, longest_ms: int, change: int, now_ms: int) -> int:
-    """Store one rescale and return the rows now in use (K8S.md A.7.3, `storeScaleEvent`).
+    """Store one rescale and return the rows now in use (docs/hpa.md A.7.3, `storeScaleEvent`).
 
     Rows older than the longest policy period are flagged, and the last flagged one is written over.
     """
@@ -304,7 +304,7 @@ def normalize(
     desired: int,
     now_ms: int,
 ) -> int:
-    """Stabilise, then limit (K8S.md A.6.1 and A.6.2, `normalizeDesiredReplicas…`)."""
+    """Stabilise, then limit (docs/hpa.md A.6.1 and A.6.2, `normalizeDesiredReplicas…`)."""
     if spec.has_behavior == 0:
         stabilized = stabilize_legacy(spec, memory, recs, desired, now_ms)
         replicas, memory.limited = limit_legacy(spec, current, stabilized)
