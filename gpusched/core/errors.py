@@ -3,6 +3,7 @@
 GpuschedError      anything gpusched refuses; shown as one message, exit code 2
 ├── InputError     a configuration value or an input file is wrong
 ├── GateError      a gate refuses a result that would be meaningless
+├── ClusterError   a real cluster refused, failed or cannot be reached
 └── StoreError     the tracking store cannot be read or written
 """
 
@@ -22,6 +23,10 @@ class InputError(GpuschedError):
 
 class GateError(GpuschedError):
     """A gate refuses to go on because the result would be meaningless."""
+
+
+class ClusterError(GpuschedError):
+    """A real cluster, or a part it needs, refused, failed or cannot be reached."""
 
 
 class StoreError(GpuschedError):

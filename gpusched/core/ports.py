@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusched.core.audit import Audit
 from gpusched.core.controls import Controls, Limits
 from gpusched.core.load import LoadPlan
 from gpusched.core.logs import RequestLog, TickLog
@@ -97,6 +98,8 @@ class Cluster(Option, ABC):
     """
 
     limits: Limits
+    real: ClassVar[bool] = False
+    """True where a step takes wall time; such a cluster has one environment."""
 
     def __init__(
         self,
@@ -131,6 +134,10 @@ class Cluster(Option, ABC):
     @abstractmethod
     def logs(self, env: int = 0) -> tuple[RequestLog, TickLog]:
         """Return the whole record of one environment since its reset, warm-up included."""
+
+    def audit(self) -> Audit:
+        """Return what the cluster and its load generator tell of themselves since the reset."""
+        return Audit()
 
     def close(self) -> None:
         """Leave everything as it was found."""

@@ -9,7 +9,10 @@ from gpusched.core.errors import refuse
 
 @dataclass(kw_only=True)
 class TrialSpec:
-    """Times in seconds; a policy acts every `control_s`, the record has a row every `tick_s`."""
+    """Times in seconds; a policy acts every `control_s`, the record has a row every `tick_s`.
+
+    `episodes` trials, each with users of its own, are run of one policy, load and seed.
+    """
 
     duration_s: float = 1200.0
     warmup_s: float = 120.0
@@ -18,6 +21,7 @@ class TrialSpec:
     start_replicas: int = 2
     min_replicas: int = 1
     max_replicas: int = 6
+    episodes: int = 1
 
     def __post_init__(self) -> None:
         for key in ("duration_s", "control_s", "tick_s"):
@@ -27,6 +31,8 @@ class TrialSpec:
             raise refuse("warmup_s", self.warmup_s, "must be at least 0 s")
         for key, base in (("control_s", "tick_s"), ("duration_s", "control_s"), ("warmup_s", "control_s")):
             self._must_divide(key, base)
+        if self.episodes < 1:
+            raise refuse("episodes", self.episodes, "must be at least 1")
         if self.min_replicas < 1:
             raise refuse("min_replicas", self.min_replicas, "must be at least 1")
         if self.max_replicas < self.min_replicas:

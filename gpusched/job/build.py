@@ -16,10 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gpusched.core.controls import Limits
 from gpusched.core.errors import InputError, did_you_mean, refuse
+from gpusched.core.hypotheses import Hypotheses
 from gpusched.core.ports import Action, Cluster, Load, Option, Policy, Reward
 from gpusched.core.service import Service
 from gpusched.core.trial import TrialSpec
 from gpusched.job.setup import Job, Setup
+from gpusched.policy.guard import GuardConfig
 
 T = TypeVar("T")
 
@@ -54,6 +56,7 @@ class Root:
     resume: bool
     tracking: Tracking
     trial: TrialSpec
+    hypotheses: Hypotheses
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -77,8 +80,12 @@ def setup(config: DictConfig, choices: Mapping[str, str], overrides: Sequence[st
     service = option(plain["service"], Service, "service")
     action = option(plain["action"], Action, "action")
     policy_type: type[Policy]
-    policy_type, policy_config = typed(plain["policy"], Policy, "policy")
+    own, guard, simulator = _policy(plain["policy"])
+    policy_type, policy_config = typed(own, Policy, "policy")
     cluster_type, cluster_config = typed(plain["cluster"], Cluster, "cluster")
+    sim_type, sim_config = (
+        typed(simulator, Cluster, "policy.train_cluster") if simulator else (cluster_type, cluster_config)
+    )
     made = Setup(
         seed=root.seed,
         study=root.study,
@@ -87,12 +94,16 @@ def setup(config: DictConfig, choices: Mapping[str, str], overrides: Sequence[st
         spec=root.trial,
         limits=limits(root.trial, service, action),
         policy=policy_type(policy_config, *([action] if policy_type.trained else [])),
+        guard=guard,
+        hypotheses=root.hypotheses,
         load=option(plain["load"], Load, "load"),
         reward=option(plain["reward"], Reward, "reward"),
         action=action,
         service=service,
         cluster_type=cluster_type,
         cluster_config=cluster_config,
+        simulator_type=sim_type,
+        simulator_config=sim_config,
         names={group: label(group, choices, overrides) for group in groups if group != "job"},
         load_name=choices["load"],
         train_name=choices.get("load@policy.train_load", ""),
@@ -100,6 +111,16 @@ def setup(config: DictConfig, choices: Mapping[str, str], overrides: Sequence[st
     )
     check(made)
     return option(plain["job"], Job, "job"), made
+
+
+def _policy(node: Any) -> tuple[Any, GuardConfig, Any]:
+    """Return a policy's own node, what guards it, and the cluster it is trained on, if it names one."""
+    if not isinstance(node, Mapping):
+        return node, GuardConfig(), None
+    names = [f.name for f in fields(GuardConfig)]
+    guard = record({name: node[name] for name in names if name in node}, GuardConfig, "policy")
+    own = {key: value for key, value in node.items() if key not in (*names, "train_cluster")}
+    return own, guard, node.get("train_cluster")
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -239,6 +260,10 @@ def limits(trial: TrialSpec, service: Service, action: Action) -> Limits:
 
 def check(made: Setup) -> None:
     """Raise InputError where options that are fine alone cannot be together."""
+    if made.policy.trained and made.simulator_type.real:
+        raise InputError(
+            "policy.train_cluster: must be simulated; a real one has one environment and wall time."
+        )
     _fits_gpu(made)
     _fits_node(made)
     if len(made.limits.gpu_shares) > 1 and made.service.sharing != "mps":

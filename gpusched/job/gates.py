@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusched.core.audit import Audit
 from gpusched.core.controls import Controls
 from gpusched.core.errors import GateError
 from gpusched.core.kpi import Window
@@ -17,6 +19,12 @@ from gpusched.core.seeds import stream
 from gpusched.job.setup import Setup
 from gpusched.policy.static import Static
 
+CLIENT_CPU = 0.9
+"""Share of a core beyond which a load process may itself be the bottleneck."""
+SCHEDULE_LAG_S = 0.05
+"""99th percentile of lateness beyond which the load was not the planned one."""
+REAL_SHARE = 0.999
+"""Least share of the answers that must be real inferences."""
 LITTLE_TOLERANCE = 0.05
 OFFERED_TOLERANCE = 0.01
 SENSITIVITY = 0.01
@@ -64,7 +72,7 @@ def _probe(setup: Setup, controls: Controls) -> NDArray[np.float64]:
     for seed in seeds:
         plan = setup.train_load.plan(setup.spec.end_s, np.random.default_rng(seed))
         episodes.append(Episode(plan=plan, seed=seed))
-    cluster = setup.cluster(envs=2 * PROBE_PAIRS, record=False)
+    cluster = setup.simulator(envs=2 * PROBE_PAIRS)
     try:
         cluster.reset([*episodes, *episodes])
         rewards = []
@@ -76,9 +84,17 @@ def _probe(setup: Setup, controls: Controls) -> NDArray[np.float64]:
     return np.asarray(rewards)
 
 
-def load_audit(w: Window) -> Gate:
-    """Check that the load was the one that was meant."""
-    return _offered(w) if w.plan.is_open else _little(w)
+def load_audit(w: Window, audit: Audit) -> Gate:
+    """Check that the load was the one that was meant, and that the client was not what was measured."""
+    law = _offered(w) if w.plan.is_open else _little(w)
+    client = [
+        (audit.client_cpu_share, CLIENT_CPU, ">", "client CPU {:.0%} of a core"),
+        (audit.schedule_lag_p99_s, SCHEDULE_LAG_S, ">", "p99 of the schedule lag {:.3f} s"),
+        (audit.real_share, REAL_SHARE, "<", "real inferences {:.2%} of the answers"),
+    ]
+    told = [words.format(value) for value, _, _, words in client if math.isfinite(value)]
+    ok = not any(value > most if sign == ">" else value < most for value, most, sign, _ in client)
+    return Gate(name="load_audit", ok=law.ok and ok, detail="; ".join([law.detail, *told]))
 
 
 def _little(w: Window) -> Gate:
@@ -104,13 +120,29 @@ def _offered(w: Window) -> Gate:
     return Gate(name="load_audit", ok=ok, detail=f"{sent} requests sent of {planned} planned")
 
 
-def readiness(ready_at_start: float, setup: Setup) -> Gate:
-    """All start replicas must be ready when the episode begins."""
+def readiness(ready_at_start: float, setup: Setup, audit: Audit) -> Gate:
+    """All start replicas must be ready when the episode begins, and nobody else may use or slow the GPU."""
     want = setup.spec.start_replicas
-    ok = ready_at_start >= want
-    return Gate(
-        name="readiness", ok=ok, detail=f"{ready_at_start:g} of {want} start replicas ready at the start"
-    )
+    detail = f"{ready_at_start:g} of {want} start replicas ready at the start"
+    if audit.foreign_gpu_processes:
+        detail += f"; {audit.foreign_gpu_processes} foreign processes on the GPU"
+    if audit.throttled:
+        detail += "; the GPU lowered its clocks"
+    ok = ready_at_start >= want and not audit.foreign_gpu_processes and not audit.throttled
+    return Gate(name="readiness", ok=ok, detail=detail)
+
+
+def telemetry(audit: Audit) -> Gate:
+    """The policy must have had metrics to decide on; a result with a fallback in it is marked."""
+    detail = f"longest time without fresh metrics {audit.telemetry_lost_s:.0f} s"
+    if audit.fell_back:
+        detail += "; the configured HPA took over from the policy"
+    return Gate(name="telemetry", ok=not audit.fell_back, detail=detail)
+
+
+def shadowed() -> Gate:
+    """In shadow mode the KPIs are those of whoever else runs the service."""
+    return Gate(name="shadow", ok=False, detail="policy.shadow=true: the policy decided and changed nothing")
 
 
 def degenerate(w: Window, ticks: TickLog, setup: Setup, blind: bool) -> Gate:

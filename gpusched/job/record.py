@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,9 @@ def run_tags(setup: Setup) -> dict[str, str]:
     assumed = [name for name, constant in setup.service.constants().items() if constant.status == "assumed"]
     own = {"seed": str(setup.seed), "config_hash": setup.config_hash, "assumed": ",".join(assumed)}
     own["service_hash"] = digest(setup.config["service"])
+    hypotheses = setup.config["hypotheses"]
+    own["hypotheses"] = json.dumps(hypotheses, sort_keys=True)
+    own["hypotheses_hash"] = digest(hypotheses)
     if setup.policy.trained:
         own["fingerprint"] = setup.fingerprint
     return {**setup.names, **own, **_provenance()}
@@ -41,7 +45,11 @@ def run_tags(setup: Setup) -> dict[str, str]:
 def params(setup: Setup) -> dict[str, object]:
     """Return the configuration as flat parameters; the service's many constants are in config.json."""
     return flat(
-        {key: value for key, value in setup.config.items() if key not in ("service", "tracking", "resume")}
+        {
+            key: value
+            for key, value in setup.config.items()
+            if key not in ("service", "tracking", "resume", "hypotheses")
+        }
     )
 
 

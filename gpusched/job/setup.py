@@ -14,18 +14,22 @@ import numpy as np
 
 import gpusched
 from gpusched.core.controls import Limits
+from gpusched.core.hypotheses import Hypotheses
 from gpusched.core.load import LoadPlan
 from gpusched.core.ports import Action, Cluster, Episode, Load, Option, Policy, Reward
-from gpusched.core.seeds import stream
+from gpusched.core.seeds import child, stream
 from gpusched.core.service import Service
 from gpusched.core.trial import TrialSpec
+from gpusched.policy.guard import GuardConfig
 
 if TYPE_CHECKING:
     from gpusched.tracking.store import Store
 
 PACKAGE = Path(gpusched.__file__).parent
-DECIDING = ("core", "sim", "cluster", "load", "reward", "action", "policy", "rl")
+DECIDING = ("core", "live", "sim", "cluster", "load", "reward", "action", "policy", "rl")
 """The rooms whose code decides a trial's numbers; the others only write them down."""
+ASIDE = ("tracking", "resume", "job", "hypotheses")
+"""Configuration that changes no number of a trial."""
 
 
 @dataclass(kw_only=True)
@@ -36,6 +40,7 @@ class Setup:
     load_name   the load option's name, from which random streams come
     train_name  the same of the load a learning policy trains on, "" where nothing is trained
     config      the resolved configuration in plain values
+    repeat      which of the `trial.episodes` of this seed
     """
 
     seed: int
@@ -45,21 +50,33 @@ class Setup:
     spec: TrialSpec
     limits: Limits
     policy: Policy
+    guard: GuardConfig
+    hypotheses: Hypotheses
     load: Load
     reward: Reward
     action: Action
     service: Service
     cluster_type: type[Cluster]
     cluster_config: Any
+    simulator_type: type[Cluster]
+    simulator_config: Any
     names: dict[str, str]
     load_name: str
     train_name: str
     config: dict[str, Any]
+    repeat: int = 0
 
     def cluster(self, envs: int = 1, record: bool = True) -> Cluster:
-        """Return a new cluster with `envs` environments."""
-        return self.cluster_type(
-            self.cluster_config,
+        """Return a new cluster with `envs` environments, for a trial."""
+        return self._made(self.cluster_type, self.cluster_config, envs, record)
+
+    def simulator(self, envs: int = 1) -> Cluster:
+        """Return a new cluster for what a method learns or is tuned on: a simulated one, wherever the trial runs."""
+        return self._made(self.simulator_type, self.simulator_config, envs, record=False)
+
+    def _made(self, kind: type[Cluster], config: Any, envs: int, record: bool) -> Cluster:
+        return kind(
+            config,
             service=self.service,
             trial=self.spec,
             limits=self.limits,
@@ -71,7 +88,9 @@ class Setup:
     @cached_property
     def _streams(self) -> list[np.random.SeedSequence]:
         """One stream each for the load, the cluster and the policy; no policy's name enters."""
-        return stream(self.study, self.load_name, self.seed, "trial").spawn(3)
+        own = stream(self.study, self.load_name, self.seed, "trial")
+        # The first episode has the children 0..2 of the seed's stream, each later one a child's children.
+        return (child(own, 2 + self.repeat) if self.repeat else own).spawn(3)
 
     @cached_property
     def plan(self) -> LoadPlan:
@@ -96,26 +115,31 @@ class Setup:
     @property
     def config_hash(self) -> str:
         """Hash of everything configured, where results are stored aside."""
-        return digest(
-            {key: value for key, value in self.config.items() if key not in ("tracking", "resume", "job")}
-        )
+        return digest({key: value for key, value in self.config.items() if key not in ASIDE})
 
     @property
     def trial_key(self) -> str:
         """Hash of everything the trial's numbers depend on: configuration, drawn load, code."""
         more = [self.fingerprint] if self.policy.trained else []
-        return digest(self._shared, self.config["load"], self.load_name, self.plan, *more)
+        own = {"cluster": self.config["cluster"], "guard": asdict(self.guard), "repeat": self.repeat}
+        return digest(self._shared, own, self.config["load"], self.load_name, self.plan, *more)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything a training depends on; the trial's own load is not among it."""
+        """Hash of everything a training depends on; the trial's own load and cluster are not among it."""
         rng = np.random.default_rng(0)
         return digest(self._shared, self.train_name, self.train_load.plan(self.spec.end_s, rng))
 
     @property
     def _shared(self) -> dict[str, Any]:
-        keys = ("study", "seed", "trial", "policy", "reward", "action", "service", "cluster")
-        return {**{key: self.config[key] for key in keys}, "code": code_hash()}
+        keys = ("study", "seed", "reward", "action", "service")
+        guarded = asdict(self.guard)
+        return {
+            **{key: self.config[key] for key in keys},
+            "policy": {key: value for key, value in self.config["policy"].items() if key not in guarded},
+            "trial": {key: value for key, value in self.config["trial"].items() if key != "episodes"},
+            "code": code_hash(),
+        }
 
 
 @dataclass(kw_only=True)

@@ -95,7 +95,7 @@ def _train(setup: Setup, store: Store, parent: str | None) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 verdict = train(
                     policy=setup.policy,
-                    make_cluster=lambda envs: setup.cluster(envs, record=False),
+                    make_cluster=setup.simulator,
                     load=setup.train_load,
                     reward=setup.reward,
                     seed=setup.seed,

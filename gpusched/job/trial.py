@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusched.core.audit import Audit
 from gpusched.core.kpi import Window, kpis
 from gpusched.core.logs import TickLog
 from gpusched.core.ports import Cluster
 from gpusched.job import gates
 from gpusched.job.record import artifacts, params, run_tags
 from gpusched.job.setup import Job, Result, Setup
+from gpusched.policy.guard import Guard, told
 from gpusched.tracking.run import Run
 from gpusched.tracking.store import Store
 
@@ -25,23 +27,35 @@ KPI = "kpi/"
 
 @dataclass(kw_only=True)
 class Lived:
-    """What a trial left: all ticks, the window KPIs come from, the reward of each control step [T], and what gates ask."""
+    """What a trial left: all ticks, the window KPIs come from, the reward of each control step [T], and what gates ask.
+
+    decided_T  what the policy asked for at each control step, in words, before its guard
+    """
 
     ticks: TickLog
     window: Window
     reward_T: NDArray[np.float64]
     ready_at_start: float
     blind: bool
+    audit: Audit
+    decided_T: list[str]
 
 
 class TrialJob(Job):
-    """Runs the trial, unless it is finished in the store and `resume` is set."""
+    """Runs the trial (`trial.episodes` of them), unless it is finished in the store and `resume` is set."""
 
     @dataclass(kw_only=True)
     class Config:
         """Nothing to choose: the trial has its own group of keys."""
 
     def run(self, setup: Setup, store: Store, parent: str | None) -> Result:
+        results = [
+            self._episode(replace(setup, repeat=repeat), store, parent)
+            for repeat in range(setup.spec.episodes)
+        ]
+        return results[0] if len(results) == 1 else _together(results)
+
+    def _episode(self, setup: Setup, store: Store, parent: str | None) -> Result:
         begin_s = time.monotonic()
         result = Result(status="finished", names=setup.names, seed=setup.seed)
         key = setup.trial_key
@@ -53,7 +67,7 @@ class TrialJob(Job):
             from gpusched.job.train import model
 
             setup.policy.load(str(model(setup, store, parent)))
-        tags = {**run_tags(setup), "trial_key": key}
+        tags = {**run_tags(setup), "trial_key": key, "episode": str(setup.repeat)}
         with store.start(
             "trial", study=setup.study, name=title(setup), params=params(setup), tags=tags, parent=parent
         ) as run:
@@ -63,9 +77,18 @@ class TrialJob(Job):
         return replace(result, values=values, run_id=run.id)
 
 
+def _together(results: list[Result]) -> Result:
+    """Return the mean over the episodes; the newest run stands for them."""
+    names = set.intersection(*(set(r.values) for r in results))
+    values = {name: float(np.mean([r.values[name] for r in results])) for name in sorted(names)}
+    status = "skipped" if all(r.status == "skipped" for r in results) else "finished"
+    return replace(results[-1], status=status, values=values)
+
+
 def title(setup: Setup) -> str:
     """Return what a person calls the trial."""
-    return f"{setup.names['policy']} on {setup.names['load']}, seed {setup.seed}"
+    several = f", episode {setup.repeat}" if setup.spec.episodes > 1 else ""
+    return f"{setup.names['policy']} on {setup.names['load']}, seed {setup.seed}{several}"
 
 
 def live(setup: Setup) -> Lived:
@@ -79,11 +102,12 @@ def live(setup: Setup) -> Lived:
 
 def _live(setup: Setup, cluster: Cluster) -> Lived:
     spec, policy = setup.spec, setup.policy
+    guard = Guard(setup.guard, setup.limits, spec.control_s)
     policy.reset(setup.limits, setup.policy_seed)
     seen = cluster.reset([setup.episode])
     ready, blind_T, rewards = float(seen.replicas_ready_E[0]), [], []
     for _ in range(spec.steps):
-        controls = policy.act(seen)
+        controls = guard.pass_on(policy.act(seen), seen)
         seen = cluster.step(controls)
         rewards.append(float(setup.reward.score(cluster.outcome())[0]))
         blind_T.append(gates.is_blind(controls, seen))
@@ -100,7 +124,13 @@ def _live(setup: Setup, cluster: Cluster) -> Lived:
         node_memory_bytes=setup.service.node_memory_bytes.value,
     )
     return Lived(
-        ticks=ticks, window=window, reward_T=np.array(rewards), ready_at_start=ready, blind=all(blind_T)
+        ticks=ticks,
+        window=window,
+        reward_T=np.array(rewards),
+        ready_at_start=ready,
+        blind=all(blind_T),
+        audit=cluster.audit(),
+        decided_T=[told(controls) for controls in guard.decided],
     )
 
 
@@ -116,6 +146,8 @@ def keep(run: Run, setup: Setup, lived: Lived) -> dict[str, float]:
         if not gate.ok:
             log.warning("%s: gate %s failed: %s", title(setup), gate.name, gate.detail)
     artifacts(run, setup)
+    if setup.guard.shadow:
+        run.json("decided.json", lived.decided_T)
     run.ticks(lived.ticks, setup.spec.warmup_s)
     run.requests(lived.window.requests, setup.spec.warmup_s)
     return values
@@ -124,7 +156,9 @@ def keep(run: Run, setup: Setup, lived: Lived) -> dict[str, float]:
 def verdicts(setup: Setup, lived: Lived) -> list[gates.Gate]:
     """Return every gate's verdict on a trial."""
     return [
-        gates.load_audit(lived.window),
-        gates.readiness(lived.ready_at_start, setup),
+        gates.load_audit(lived.window, lived.audit),
+        gates.readiness(lived.ready_at_start, setup, lived.audit),
         gates.degenerate(lived.window, lived.ticks, setup, lived.blind),
+        *([gates.telemetry(lived.audit)] if setup.cluster_type.real else []),
+        *([gates.shadowed()] if setup.guard.shadow else []),
     ]

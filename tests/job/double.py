@@ -47,7 +47,8 @@ class DoubleCluster(Cluster):
         if os.environ.get("INTERRUPT_AT_USERS") == str(users):
             os.kill(os.getpid(), getattr(signal, os.environ.get("INTERRUPT_BY", "SIGINT")))
         if controls.hpa is None:
-            self.replicas_E = controls.replicas_E.astype(float)
+            asked_E = controls.replicas_E.astype(float)
+            self.replicas_E = np.where(asked_E < 0, self.replicas_E, asked_E)
         self._live(self.trial.control_s)
         return self._seen()
 
@@ -84,7 +85,12 @@ class DoubleCluster(Cluster):
     def _seen(self) -> Observation:
         table = dict.fromkeys(Observation.columns(), np.zeros(self.envs))
         return Observation(
-            **{**table, "replicas_ready_E": self.replicas_E, "cpu_utilization_E": self.users_E / 50}
+            **{
+                **table,
+                "replicas_ready_E": self.replicas_E,
+                "replicas_spec_E": self.replicas_E,
+                "cpu_utilization_E": self.users_E / 50,
+            }
         )
 
     def outcome(self) -> Outcome:

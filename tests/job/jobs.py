@@ -18,6 +18,8 @@ SHORT = ["cluster=double", "trial.duration_s=120", "trial.warmup_s=30"]
 def make(*overrides: str) -> tuple[Job, Setup]:
     """Compose and build one job."""
     mine = list(overrides)
+    if "policy=ppo" in mine and not any("train_cluster" in one for one in mine):
+        mine.append("cluster@policy.train_cluster=double")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose(
             "config", [f"hydra.searchpath=[file://{CONF}]", *SHORT, *mine], return_hydra_config=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from jobs import make
 
 from gpusched.core.kpi import KPIS
-from gpusched.job.record import flat
+from gpusched.job.record import flat, run_tags
 from gpusched.job.trial import live
 from gpusched.tracking.store import Store
 
@@ -30,10 +31,11 @@ def test_policies_meet_the_same_users_and_seeds_other_ones() -> None:
 
 def test_a_trial_s_key_changes_with_everything_it_depends_on_and_nothing_else() -> None:
     key = make("policy=ppo", "load=mixed")[1].trial_key
-    same = ["resume=true", "tracking.uri=sqlite:///elsewhere.db", "job=train"]
+    same = ["resume=true", "tracking.uri=sqlite:///elsewhere.db", "job=train", "hypotheses.margin=0.1",
+            "trial.episodes=3"]  # fmt: skip
     assert {make("policy=ppo", "load=mixed", one)[1].trial_key for one in same} == {key}
     others = ["seed=1", "study=b", "reward=latency", "trial.tick_s=3", "policy.training.epochs=2", "load.hold_share=0.1",
-              "service.gpu_cv.value=0.1", "policy.train_load.users=99", "action=hpa_target"]  # fmt: skip
+              "service.gpu_cv.value=0.1", "policy.max_change=1", "policy.train_load.users=99", "action=hpa_target"]  # fmt: skip
     keys = {make("policy=ppo", "load=mixed", one)[1].trial_key for one in others}
     assert len(keys) == len(others)
     assert key not in keys
@@ -59,6 +61,37 @@ def test_the_loads_of_one_seed_share_a_training_and_seeds_do_not() -> None:
         "trial.control_s=30",
     ]
     assert prints["low"] not in {make("policy=ppo", one)[1].fingerprint for one in others}
+
+
+def test_a_training_does_not_depend_on_where_or_how_guarded_the_trial_runs() -> None:
+    own = make("policy=ppo", "cluster@policy.train_cluster=sim")[1].fingerprint
+    for other in ("cluster=sim", "policy.shadow=true", "policy.cooldown_s=60", "trial.episodes=2"):
+        assert make("policy=ppo", "cluster@policy.train_cluster=sim", other)[1].fingerprint == own
+    assert make("policy=ppo", "cluster@policy.train_cluster=double")[1].fingerprint != own
+
+
+def test_episodes_of_a_seed_have_users_of_their_own_and_are_runs_of_their_own(store: Store) -> None:
+    job, setup = make("policy=static", "policy.replicas=2", "load=varied", "trial.episodes=3", "study=nested")
+    plans = [replace(setup, repeat=k).plan.users_K.tolist() for k in range(3)]
+    assert plans[0] == make("policy=hpa", "load=varied", "study=nested")[1].plan.users_K.tolist()
+    assert len({str(plan) for plan in plans}) == 3
+    result = job.run(setup, store, None)
+    runs = store.find("nested", kind="trial")
+    assert sorted(run.tags["episode"] for run in runs) == ["0", "1", "2"]
+    mean = np.mean([run.metrics["kpi/throughput_rps"] for run in runs])
+    assert result.values["throughput_rps"] == pytest.approx(mean)
+    again = job.run(replace(setup, resume=True), store, None)
+    assert again.status == "skipped"
+    assert len(store.find("nested", kind="trial")) == 3
+
+
+def test_the_hypotheses_are_written_into_the_run_before_it_starts(store: Store) -> None:
+    job, setup = make("policy=static", "policy.replicas=3", "study=told", "hypotheses.margin=0.07")
+    job.run(setup, store, None)
+    (found,) = store.find("told", kind="trial")
+    assert json.loads(found.tags["hypotheses"])["margin"] == 0.07
+    other = make("policy=static", "policy.replicas=3", "study=told")[1]
+    assert found.tags["hypotheses_hash"] not in ("", run_tags(other)["hypotheses_hash"])
 
 
 def test_what_happens_is_known_on_paper() -> None:
