@@ -61,7 +61,8 @@ class HPASpec:
     """An autoscaling/v2 HorizontalPodAutoscaler for the service's Deployment.
 
     `target` is percent of the CPU request for `cpu`, milliseconds of mean queue time for `queue`
-    (external, type Value), requests per pod for `in_flight` (Pods, AverageValue).
+    (external, type Value), requests per pod for `in_flight` (Pods, AverageValue). `per_replica` makes the external
+    target an AverageValue, as KEDA's default is: the metric is divided by the replicas before it is compared.
     Both behaviours None = the legacy path that `kubectl autoscale` produces.
     """
 
@@ -71,10 +72,13 @@ class HPASpec:
     max_replicas: int = 6
     scale_up: HPADirection | None = None
     scale_down: HPADirection | None = None
+    per_replica: bool = False
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise refuse("metric", self.metric, f"must be one of {', '.join(METRICS)}")
+        if self.per_replica and self.metric != "queue":
+            raise refuse("per_replica", self.per_replica, "needs metric=queue, the only external one")
         if not self.target > 0:
             raise refuse("target", self.target, "must be greater than 0")
         if self.min_replicas < 1:

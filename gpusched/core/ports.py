@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusched.core.audit import Audit
+from gpusched.core.check import Check
 from gpusched.core.controls import Controls, Limits
 from gpusched.core.load import LoadPlan
 from gpusched.core.logs import RequestLog, TickLog
@@ -134,6 +135,10 @@ class Cluster(Option, ABC):
     @abstractmethod
     def logs(self, env: int = 0) -> tuple[RequestLog, TickLog]:
         """Return the whole record of one environment since its reset, warm-up included."""
+
+    def checks(self) -> list[Check]:
+        """Return the doctor's checks of this cluster; changes nothing in it."""
+        return []
 
     def audit(self) -> Audit:
         """Return what the cluster and its load generator tell of themselves since the reset."""

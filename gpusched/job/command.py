@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from gpusched.core.errors import GpuschedError
 from gpusched.job.build import setup
 from gpusched.job.refusals import Through, explain
-from gpusched.job.setup import Job, Result, Setup
+from gpusched.job.setup import Chore, Job, Result, Setup
 from gpusched.job.sweep import Failed, SweepCallback, parent_run
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,8 @@ def _do(job: Job, made: Setup, swept: bool) -> Result:
     from gpusched.job.record import open_store
     from gpusched.job.summary import line, show_job
 
+    if isinstance(job, Chore):
+        return job.do(made)
     if not swept:
         log.info("%s on %s, seed %d", made.names["policy"], made.names["load"], made.seed)
     result = job.run(made, open_store(made.uri), parent_run() if swept else None)

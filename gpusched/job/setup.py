@@ -174,6 +174,18 @@ class Job(Option, ABC):
         """Do it, and record it in the store below the run `parent` if there is one."""
 
 
+class Chore(Job):
+    """A job that leaves nothing in the store and needs none."""
+
+    @abstractmethod
+    def do(self, setup: Setup) -> Result:
+        """Do it."""
+
+    def run(self, setup: Setup, store: Store | None, parent: str | None) -> Result:
+        """Do it; the store stays as it is."""
+        return self.do(setup)
+
+
 def digest(*parts: Any) -> str:
     """Hash plain values and load plans to 16 hex digits, the same on every machine."""
     hasher = hashlib.sha256()

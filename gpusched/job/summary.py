@@ -8,11 +8,15 @@ from collections.abc import Sequence
 
 from rich.box import ASCII, SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from gpusched.core.check import Check
 from gpusched.core.kpi import HEADLINE, KPIS
 from gpusched.job.setup import Result
 
+LEFT = ("", "KPI", "unit", "meaning", "load", "policy", "check", "found", "cure")
+"""Columns of words."""
 PLAIN_WIDTH = 200
 """Columns where nobody looks through a window: a log file must not wrap."""
 
@@ -42,6 +46,15 @@ def show_sweep(results: Sequence[Result]) -> None:
         table.add_row(load, policy, str(len(here)), *means)
     if cells:
         console.print(table)
+
+
+def show_checks(checks: Sequence[Check]) -> None:
+    """Print the doctor's report, one line per check."""
+    table = _table("doctor", ["", "check", "found", "cure"])
+    marks = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+    for check in checks:
+        table.add_row(marks[check.status], check.name, escape(check.detail), escape(check.cure))
+    _console().print(table)
 
 
 def line(result: Result) -> str:
@@ -75,6 +88,6 @@ def _table(title: str, columns: Sequence[str]) -> Table:
         table.add_column(
             column,
             overflow="fold",
-            justify="right" if column not in ("KPI", "unit", "meaning", "load", "policy") else "left",
+            justify="right" if column not in LEFT else "left",
         )
     return table
