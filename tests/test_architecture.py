@@ -38,7 +38,6 @@ CLIENTS = {
     "scipy": {"report"},
     "pandas": {"report"},
     "rich": {"job"},
-    "filelock": {"job", "tracking"},
     "kubernetes": {"cluster/microk8s"},
     "locust": {"live"},
     "tritonclient": {"live"},

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
-from filelock import FileLock
 
 from gpusched.core.errors import InputError
 from gpusched.job.gates import action_sensitivity
@@ -47,13 +44,12 @@ def model(setup: Setup, store: Store, parent: str | None) -> Path:
 
 def trained(setup: Setup, store: Store, parent: str | None) -> Found:
     """Return the finished training this job needs. Jobs that need the same one wait for a single training."""
-    found = _find(setup, store)
-    if not found:
-        with _lock(setup):
-            found = _find(setup, store)
-            if not found:
+    if not _find(setup, store):
+        with store.lease(setup.fingerprint, lambda: bool(_find(setup, store))) as lease:
+            if lease.held:
                 _train(setup, store, parent)
                 return _find(setup, store)[0]
+    found = _find(setup, store)
     log.info("%s, seed %d: trained already (run %s)", setup.names["policy"], setup.seed, found[0].id)
     return found[0]
 
@@ -61,13 +57,6 @@ def trained(setup: Setup, store: Store, parent: str | None) -> Found:
 def _find(setup: Setup, store: Store) -> list[Found]:
     """Return the finished trainings with this fingerprint, newest first; failed and killed ones do not count."""
     return store.find(setup.study, kind="training", tags={"fingerprint": setup.fingerprint})
-
-
-def _lock(setup: Setup) -> FileLock:
-    """A lock between processes; the system frees it when its holder dies."""
-    folder = Path(tempfile.gettempdir()) / f"gpusched-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return FileLock(folder / f"{setup.fingerprint}.lock")
 
 
 def _train(setup: Setup, store: Store, parent: str | None) -> None:

@@ -356,12 +356,12 @@ def pack(hpa: HPASpec, flags: ControllerFlags | None = None) -> Packed:
     """An HPA spec and the controller's flags as the arrays `reconcile` reads, API defaults filled in.
 
     `cpu` is a Resource metric with averageUtilization, `queue` an External one with Value (mean queue time in
-    microseconds), `in_flight` a Pods one with AverageValue (milli-requests per pod).
+    microseconds; AverageValue where the spec says per replica), `in_flight` a Pods one with AverageValue (milli-requests per pod).
     """
     flags = flags or ControllerFlags()
     kinds = {
         "cpu": (TYPE_RESOURCE, True, TARGET_UTILIZATION),
-        "queue": (TYPE_EXTERNAL, False, TARGET_VALUE),
+        "queue": (TYPE_EXTERNAL, False, TARGET_AVERAGE_VALUE if hpa.per_replica else TARGET_VALUE),
         "in_flight": (TYPE_PODS, False, TARGET_AVERAGE_VALUE),
     }
     metrics_M = np.array([(*kinds[hpa.metric], target_units(hpa.metric, hpa.target))], dtype=METRIC)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusched.core.errors import InputError, StoreError
+from gpusched.core.errors import InputError, StoreError, refuse
 from gpusched.tracking.database import SQLITE, connect, sqlite_path, told
+from gpusched.tracking.lease import Lease
 from gpusched.tracking.model import fetch_model
 from gpusched.tracking.run import Run, cut
 
@@ -89,8 +90,9 @@ class Store:
         kind: str | None = None,
         status: str | None = "FINISHED",
         tags: Mapping[str, str] | None = None,
+        query: str = "",
     ) -> list[Found]:
-        """Return the runs that match, newest first.
+        """Return the runs that match, newest first. `query` adds a filter in MLflow's own words.
 
         `status` None means any: a run that was killed without notice stays RUNNING for ever and is no
         result. An unknown study has no runs.
@@ -99,14 +101,32 @@ class Store:
         parts = [f"tags.`{key}` = {_quoted(value)}" for key, value in wanted.items()]
         if status:
             parts.append(f"attributes.status = {_quoted(status)}")
+        if query.strip():
+            parts.append(query)
         with told(self.where):
             ids = [
                 e.experiment_id
                 for e in self._client.search_experiments(max_results=PAGE)
                 if study in (None, e.name)
             ]
-            found = [_found(run) for run in self._search(ids, " and ".join(parts))] if ids else []
+            found = [_found(run) for run in self._asked(ids, " and ".join(parts), query)] if ids else []
         return sorted(found, key=lambda f: (-f.started_s, f.id))
+
+    def _asked(self, ids: list[str], whole: str, query: str) -> list[MlflowRun]:
+        """Search; a filter of the user's that MLflow cannot read is the user's to mend."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._search(ids, whole)
+        except MlflowException as error:
+            if query and error.error_code == "INVALID_PARAMETER_VALUE":
+                raise refuse(
+                    "filter",
+                    query,
+                    "must be an MLflow filter such as \"tags.policy = 'ppo' and params.load = 'low'\"",
+                    str(error).splitlines()[0],
+                ) from error
+            raise
 
     def _search(self, ids: list[str], query: str) -> list[MlflowRun]:
         runs: list[MlflowRun] = []
@@ -139,6 +159,10 @@ class Store:
             return near
         with told(f"{self.where} (artifact {artifact} of run {run_id})"):
             return Path(self._client.download_artifacts(run_id, artifact))
+
+    def lease(self, name: str, done: Callable[[], bool]) -> Lease:
+        """Return the sole right to do the work `name`, for a with statement; `done` tells that it needs no doing."""
+        return Lease(self._client, self.where, name, done)
 
     def tag(self, run_id: str, key: str, value: str) -> None:
         """Set one tag of a run that may have ended."""

@@ -1,0 +1,152 @@
+"""A lease in the tracking store: of many processes, on whatever hosts, one does a piece of work and the others wait.
+
+A lease is a registered model whose name the database keeps unique, so taking one is atomic on SQLite, PostgreSQL
+and behind a server alike. Its holder shows that it lives by counting up a tag; one whose count stands still for
+`DEAD_S` is dead, and so is at once one of this host whose process has gone. Who takes over takes the next name, so
+two who find the same dead holder cannot both succeed. No clocks are compared between hosts.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import psutil
+
+from gpusched.core.errors import StoreError
+from gpusched.tracking.database import told
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 5.0
+"""How often a holder shows that it lives."""
+DEAD_S = 60.0
+"""How long a holder's count may stand still; longer than a locked database makes a beat wait."""
+POLL_S = 0.5
+
+
+class Lease:
+    """The sole right to do the work `name`, as a context manager; entering waits until it is free.
+
+    While waiting, `done` is asked now and then: once it says that the work has been done by another, the wait ends
+    and `held` is False.
+    """
+
+    def __init__(self, client: MlflowClient, where: str, name: str, done: Callable[[], bool]) -> None:
+        self._client, self._where, self._prefix, self._done = client, where, f"lease.{name}.", done
+        self._own = ""
+        self._seen: dict[str, tuple[str, float]] = {}
+        self._stop = threading.Event()
+        self._beat: threading.Thread | None = None
+
+    @property
+    def held(self) -> bool:
+        return bool(self._own)
+
+    def __enter__(self) -> Self:
+        while not self._done():
+            if self._take():
+                self._beat = threading.Thread(target=self._live, daemon=True)
+                self._beat.start()
+                break
+            time.sleep(POLL_S)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._beat:
+            return
+        self._stop.set()
+        self._beat.join()
+        try:
+            self._drop(self._own)
+        except StoreError:
+            if error is None:
+                raise
+            log.exception("the lease %s could not be given back; it lapses by itself", self._own)
+
+    def _take(self) -> bool:
+        """Take the lease where nobody lives who holds it."""
+        holders = self._holders()
+        if holders and not self._dead(*holders[-1]):
+            return False
+        number = int(holders[-1][0].removeprefix(self._prefix)) + 1 if holders else 0
+        if not self._create(f"{self._prefix}{number}"):
+            return False
+        for name, _ in holders:
+            self._drop(name)
+        return True
+
+    def _holders(self) -> list[tuple[str, dict[str, str]]]:
+        """Return the leases of this name with their tags, the newest last."""
+        with told(self._where):
+            found = self._client.search_registered_models(f"name LIKE '{self._prefix}%'")
+        leases = [(model.name, dict(model.tags)) for model in found]
+        return sorted(leases, key=lambda lease: int(lease[0].removeprefix(self._prefix)))
+
+    def _dead(self, name: str, tags: dict[str, str]) -> bool:
+        if tags.get("host") == socket.gethostname() and not _alive(tags):
+            return True
+        count, since_s = self._seen.get(name, ("", 0.0))
+        if count != tags.get("count", "0"):
+            self._seen[name] = (tags.get("count", "0"), time.monotonic())
+            return False
+        return time.monotonic() - since_s > DEAD_S
+
+    def _create(self, name: str) -> bool:
+        """Create the lease; False where another was quicker."""
+        from mlflow.exceptions import MlflowException
+
+        me = psutil.Process()
+        tags = {
+            "host": socket.gethostname(),
+            "pid": str(me.pid),
+            "born": repr(me.create_time()),
+            "count": "0",
+        }
+        with told(self._where):
+            try:
+                self._client.create_registered_model(name, tags=tags)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_ALREADY_EXISTS":
+                    return False
+                raise
+        self._own = name
+        return True
+
+    def _drop(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        with told(self._where):
+            try:
+                self._client.delete_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+
+    def _live(self) -> None:
+        count = 0
+        while not self._stop.wait(BEAT_S):
+            count += 1
+            try:
+                with told(self._where):
+                    self._client.set_registered_model_tag(self._own, "count", str(count))
+            except StoreError as error:  # the next beat may get through; the work must go on
+                log.warning("the lease %s could not be renewed: %s", self._own, error)
+
+
+def _alive(tags: dict[str, str]) -> bool:
+    """Tell whether the process of this host that a lease names still runs."""
+    try:
+        return repr(psutil.Process(int(tags["pid"])).create_time()) == tags.get("born")
+    except (psutil.Error, KeyError, ValueError):
+        return False

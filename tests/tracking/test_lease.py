@@ -1,0 +1,130 @@
+"""A lease: one holder at a time, whoever dies; nobody waits for work that is done."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gpusched.tracking import lease as module
+from gpusched.tracking.store import Store
+
+HOLD = """
+import sys, time
+from gpusched.tracking.store import Store
+with Store(sys.argv[1]).lease("work", lambda: False) as lease:
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+COUNT = """
+import sys
+from pathlib import Path
+from gpusched.tracking.store import Store
+done = Path(sys.argv[2])
+with Store(sys.argv[1]).lease("once", done.exists) as lease:
+    if lease.held:
+        assert not done.exists()
+        done.write_text("x")
+        print("did it", flush=True)
+"""
+
+
+def start(code: str, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True)
+
+
+def test_the_second_waits_for_the_first(store: Store) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with store.lease("both", lambda: False) as lease:
+            assert lease.held
+            order.append("second")
+
+    with store.lease("both", lambda: False):
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(3 * module.POLL_S)
+        order.append("first")
+    thread.join(timeout=20)
+    assert order == ["first", "second"]
+    assert not store._client.search_registered_models("name LIKE 'lease.%'")
+
+
+def test_what_is_done_is_neither_waited_for_nor_held(store: Store) -> None:
+    with store.lease("done", lambda: False), store.lease("done", lambda: True) as late:
+        assert not late.held
+
+
+def test_an_error_gives_the_lease_back(store: Store) -> None:
+    with pytest.raises(ZeroDivisionError), store.lease("broken", lambda: False):
+        raise ZeroDivisionError
+    begin_s = time.monotonic()
+    with store.lease("broken", lambda: False) as lease:
+        assert lease.held
+    assert time.monotonic() - begin_s < 5
+
+
+def test_a_holder_of_another_host_is_dead_once_its_count_stands_still(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DEAD_S", 1.0)
+    store._client.create_registered_model("lease.far.7", tags={"host": "elsewhere", "count": "3"})
+    begin_s = time.monotonic()
+    with store.lease("far", lambda: False) as lease:
+        assert lease.held
+        assert [m.name for m in store._client.search_registered_models("name LIKE 'lease.far.%'")] == [
+            "lease.far.8"
+        ]
+    assert time.monotonic() - begin_s > 1.0
+
+
+def test_a_holder_of_another_host_that_counts_is_waited_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DEAD_S", 1.5)
+    store._client.create_registered_model("lease.busy.0", tags={"host": "elsewhere", "count": "0"})
+    stop = threading.Event()
+
+    def beat() -> None:
+        for count in range(1, 100):
+            if stop.wait(0.3):
+                return
+            store._client.set_registered_model_tag("lease.busy.0", "count", str(count))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    begin_s = time.monotonic()
+    try:
+        with store.lease("busy", lambda: time.monotonic() - begin_s > 3.0) as lease:
+            assert not lease.held
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_a_holder_that_is_killed_is_followed_at_once(mlruns: Path) -> None:
+    uri = f"sqlite:///{mlruns}/mlflow.db"
+    holder = start(HOLD, uri, "600")
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    holder.kill()
+    holder.wait()
+    begin_s = time.monotonic()
+    with Store(uri).lease("work", lambda: False) as lease:
+        assert lease.held
+    assert time.monotonic() - begin_s < 10
+
+
+@pytest.mark.slow
+def test_of_many_processes_one_does_the_work(mlruns: Path, tmp_path: Path) -> None:
+    uri, done = f"sqlite:///{mlruns}/mlflow.db", tmp_path / "done"
+    processes = [start(COUNT, uri, str(done)) for _ in range(4)]
+    told = [process.communicate(timeout=180)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4
+    assert told.count("did it\n") == 1
