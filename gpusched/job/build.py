@@ -42,9 +42,10 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 @dataclass(kw_only=True)
 class Tracking:
-    """Where runs are stored."""
+    """Where runs are stored, and their files where that is not beside them."""
 
     uri: str
+    artifacts: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -91,6 +92,7 @@ def setup(config: DictConfig, choices: Mapping[str, str], overrides: Sequence[st
         study=root.study,
         resume=root.resume,
         uri=root.tracking.uri,
+        artifacts=root.tracking.artifacts,
         spec=root.trial,
         limits=limits(root.trial, service, action),
         policy=policy_type(policy_config, *([action] if policy_type.trained else [])),

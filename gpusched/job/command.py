@@ -66,7 +66,7 @@ def _do(job: Job, made: Setup, swept: bool) -> Result:
         return job.do(made)
     if not swept:
         log.info("%s on %s, seed %d", made.names["policy"], made.names["load"], made.seed)
-    result = job.run(made, open_store(made.uri), parent_run() if swept else None)
+    result = job.run(made, open_store(made.uri, made.artifacts), parent_run() if swept else None)
     if swept:
         log.info("%s on %s, seed %d: %s", made.names["policy"], made.names["load"], made.seed, line(result))
     else:

@@ -51,7 +51,7 @@ def examine(setup: Setup) -> list[Check]:
 
 
 def store(setup: Setup) -> list[Check]:
-    found = open_store(setup.uri)
+    found = open_store(setup.uri, setup.artifacts)
     return [Check(name="tracking store", status=OK, detail=f"{found.where}, {len(found.studies())} studies")]
 
 

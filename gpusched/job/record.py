@@ -14,14 +14,14 @@ from gpusched.tracking.run import Run
 from gpusched.tracking.store import Store
 
 
-def open_store(uri: str) -> Store:
+def open_store(uri: str, artifacts: str | None = None) -> Store:
     """Open the store, once per process and folder: the first opening imports MLflow, which takes seconds."""
-    return _opened(uri, Path.cwd())
+    return _opened(uri, artifacts, Path.cwd())
 
 
 @cache
-def _opened(uri: str, folder: Path) -> Store:
-    return Store(uri)
+def _opened(uri: str, artifacts: str | None, folder: Path) -> Store:
+    return Store(uri, artifacts=artifacts)
 
 
 @cache
@@ -64,4 +64,5 @@ def flat(tree: Mapping[str, Any], key: str = "") -> dict[str, object]:
 
 def artifacts(run: Run, setup: Setup) -> None:
     """Store the whole configuration with a run, service constants and their sources included."""
-    run.json("config.json", setup.config)
+    # The store's own address may hold a password, and says nothing of the trial.
+    run.json("config.json", {key: value for key, value in setup.config.items() if key != "tracking"})

@@ -47,6 +47,7 @@ class Setup:
     study: str
     resume: bool
     uri: str
+    artifacts: str | None
     spec: TrialSpec
     limits: Limits
     policy: Policy

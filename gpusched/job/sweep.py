@@ -47,7 +47,7 @@ class Sweep:
         from gpusched.job.record import open_store
 
         words = list(config.hydra.overrides.task)
-        store = open_store(config.tracking.uri)
+        store = open_store(config.tracking.uri, config.tracking.artifacts)
         run = store.start(
             "sweep",
             study=config.study,

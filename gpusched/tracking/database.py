@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpusched.core.errors import StoreError, refuse
+from gpusched.tracking.postgres import is_postgres, prepare
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,7 +29,7 @@ ANSWER_S = 10.0
 """How long a tracking server may take to say that it is alive."""
 
 
-def connect(uri: str, wait_s: float, create: bool) -> MlflowClient:
+def connect(uri: str, wait_s: float, create: bool, artifacts: str = "") -> MlflowClient:
     """Return a client of the store at `uri`; a missing SQLite one is created or, without `create`, refused.
 
     Waits up to `wait_s` for another process that holds the database. Raises InputError for an address
@@ -36,6 +37,10 @@ def connect(uri: str, wait_s: float, create: bool) -> MlflowClient:
     """
     if uri.startswith(("http://", "https://")):
         _answers(uri)
+        return _client(uri)
+    if is_postgres(uri):
+        quiet()
+        prepare(uri, artifacts)
         return _client(uri)
     path = sqlite_path(uri)
     if not create and not path.exists():
@@ -64,7 +69,7 @@ def sqlite_path(uri: str) -> Path:
         raise refuse(
             "tracking.uri",
             uri,
-            "must be sqlite:///FOLDER/FILE.db or the http(s):// address of an MLflow server",
+            "must be sqlite:///FOLDER/FILE.db, the http(s):// address of an MLflow server, or postgresql://USER@HOST/DB",
             "The default is sqlite:///mlruns/mlflow.db.",
         )
     return Path(name).absolute()

@@ -14,6 +14,7 @@ from gpusched.core.errors import InputError, StoreError, refuse
 from gpusched.tracking.database import SQLITE, connect, sqlite_path, told
 from gpusched.tracking.lease import Lease
 from gpusched.tracking.model import fetch_model
+from gpusched.tracking.postgres import is_postgres, masked
 from gpusched.tracking.run import Run, cut
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ KINDS = ("trial", "training", "sweep", "analysis")
 WAIT_S = 20.0
 """How long a locked database is waited for; MLflow's own writes wait as long."""
 PAGE = 5000
+NAME_CHARS = 250
+"""Longest name of a run that PostgreSQL and MySQL take; SQLite does not look."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -40,22 +43,27 @@ class Found:
 
 
 class Store:
-    """An MLflow store, SQLite with its artifacts beside it or a server.
+    """An MLflow store: SQLite with its artifacts beside it, a server, or PostgreSQL.
 
+    `artifacts` is the folder or URL (s3://...) for the files of new studies; without one they lie beside an SQLite
+    database, where the server says, or in mlruns/artifacts of this folder for PostgreSQL.
     `create` False refuses a missing SQLite store instead of making one, as readers want it.
     Raises InputError for an address of another kind and StoreError where the store is locked, read-only,
     damaged or unreachable.
     """
 
-    def __init__(self, uri: str, wait_s: float = WAIT_S, create: bool = True) -> None:
+    def __init__(
+        self, uri: str, wait_s: float = WAIT_S, create: bool = True, artifacts: str | None = None
+    ) -> None:
         self.uri = uri
         self._folder = sqlite_path(uri).parent if uri.startswith(SQLITE) else None
-        self._client = connect(uri, wait_s, create)
+        self._chosen = located(artifacts or ("mlruns/artifacts" if is_postgres(uri) else ""))
+        self._client = connect(uri, wait_s, create, self._chosen)
 
     @property
     def where(self) -> str:
         """The database file or the server's address."""
-        return str(sqlite_path(self.uri)) if self._folder else self.uri
+        return str(sqlite_path(self.uri)) if self._folder else masked(self.uri)
 
     def start(
         self,
@@ -73,7 +81,7 @@ class Store:
         own = {"kind": kind, "study": study, **_shown(tags, parent)}
         with told(self.where):
             all_tags = {**{key: cut(value) for key, value in tags.items()}, **own}
-            made = self._client.create_run(self._experiment(study), run_name=name, tags=all_tags)
+            made = self._client.create_run(self._experiment(study), run_name=cut(name, NAME_CHARS), tags=all_tags)
             run = Run(self._client, made.info.run_id, self.where)
         run.params(params)
         return run
@@ -184,6 +192,8 @@ class Store:
         return self._usable(found)
 
     def _artifacts(self) -> str | None:
+        if self._chosen:
+            return self._chosen
         return (self._folder / "artifacts").as_uri() if self._folder else None
 
     def _usable(self, experiment: Experiment) -> str:
@@ -193,12 +203,17 @@ class Store:
                 f"(`mlflow experiments restore -x {experiment.experiment_id}`) or set study to another name."
             )
         here = self._artifacts()
-        if here and experiment.artifact_location.rstrip("/") != here:
+        if self._folder and not self._chosen and here and experiment.artifact_location.rstrip("/") != here:
             raise StoreError(
                 f"The store {self.where} was moved: the study {experiment.name!r} keeps its artifacts in "
                 f"{experiment.artifact_location}. Move it back, or set study to another name for new runs."
             )
         return str(experiment.experiment_id)
+
+
+def located(artifacts: str) -> str:
+    """Return a place of artifacts as a URL: a folder's name becomes its absolute file:// address."""
+    return artifacts if not artifacts or "://" in artifacts else Path(artifacts).absolute().as_uri()
 
 
 def _shown(tags: Mapping[str, str], parent: str | None) -> dict[str, str]:
