@@ -131,7 +131,7 @@ class Store:
                 raise refuse(
                     "filter",
                     query,
-                    "must be an MLflow filter such as \"tags.policy = 'ppo' and params.load = 'low'\"",
+                    "must be an MLflow filter such as \"tags.policy = 'ppo' and tags.load = 'low'\"",
                     str(error).splitlines()[0],
                 ) from error
             raise
