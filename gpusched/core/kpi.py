@@ -118,6 +118,20 @@ def _recover(w: Window, begin_s: float, end_s: float) -> float:
     return end_s - begin_s
 
 
+def responsive_share(w: Window) -> float:
+    """Share of the seconds in which anything was sent that had at least one request answered within the SLO.
+
+    A second whose only hope is still open at the end, and not overdue, is left out.
+    """
+    r = w.requests
+    inside_N = (r.start_s_N >= w.begin_s) & (r.start_s_N < w.end_s)
+    second_N = (r.start_s_N - w.begin_s).astype(np.int64)
+    in_time_N = inside_N & (r.latency_s_N <= w.slo_s)
+    good = np.unique(second_N[in_time_N & (r.status_N == RequestLog.OK)])
+    may_be = np.setdiff1d(second_N[in_time_N & (r.status_N == RequestLog.UNFINISHED)], good)
+    return ratio(len(good), len(np.unique(second_N[inside_N])) - len(may_be))
+
+
 @dataclass(frozen=True)
 class KPI:
     """One KPI: unit, direction (+1 higher is better, -1 lower, 0 neither), definition and function."""
@@ -141,6 +155,8 @@ KPIS: dict[str, KPI] = {
     "qos_violation_rate": KPI("1", -1, "requests late, failed, or open and overdue at the end / all of these and the good",
                               lambda w: ratio(w.judged - w.good, w.judged)),
     "slo_attainment": KPI("1", 1, "share of ticks whose p95 meets the SLO", slo_attainment),
+    "responsive_share": KPI("1", 1, "share of seconds with requests in which at least one was answered within the SLO",
+                            responsive_share),
     "cpu_utilization": KPI("1", 1, "CPU used / CPU limit of the replicas that hold resources",
                            lambda w: ratio(w.integral(w.ticks.cpu_cores_used_T), w.integral(w.ticks.cpu_cores_limit_T))),
     "memory_utilization": KPI("1", 0, "host memory held / host memory of the node",

@@ -13,7 +13,7 @@ from gpusched.job.record import open_store
 from gpusched.job.setup import Chore, Result, Setup
 from gpusched.job.summary import show_checks
 from gpusched.job.sweep import Failed
-from gpusched.live import machine
+from gpusched.live import checks, machine
 
 
 class DoctorJob(Chore):
@@ -47,7 +47,15 @@ def examine(setup: Setup) -> list[Check]:
         *machine.checks(Path.cwd(), gpu_needed=real),
         *guarded("tracking store", lambda: store(setup)),
         *guarded("cluster", lambda: setup.cluster().checks()),
+        *(guarded("load generator", lambda: [_load(setup)]) if real else []),
     ]
+
+
+def _load(setup: Setup) -> Check:
+    """Measure whether the load generator can send this trial's load from this machine."""
+    cluster = setup.cluster_config
+    requests = int(setup.service.connection_requests.value)
+    return checks.load(setup.plan, cluster.endpoint, cluster.users_processes, requests)
 
 
 def store(setup: Setup) -> list[Check]:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from gpusched.core.errors import InputError
-from gpusched.job.setup import Job, Result, Setup
-from gpusched.tracking.store import Store
+from gpusched.job.setup import Chore, Result, Setup
 
 log = logging.getLogger(__name__)
 
@@ -21,14 +20,14 @@ class Restorable(Protocol):
         """Undo it and return what was done, in words; ClusterError says what is left."""
 
 
-class RestoreJob(Job):
+class RestoreJob(Chore):
     """Restores the cluster from the journal of a trial that could not do it itself."""
 
     @dataclass(kw_only=True)
     class Config:
         """Nothing to choose."""
 
-    def run(self, setup: Setup, store: Store, parent: str | None) -> Result:
+    def do(self, setup: Setup) -> Result:
         cluster = setup.cluster()
         if not isinstance(cluster, Restorable):
             raise InputError(

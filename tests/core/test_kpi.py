@@ -111,6 +111,34 @@ def test_without_a_request_latency_is_unknown_not_zero() -> None:
     assert got["throughput_rps"] == 0
 
 
+def test_a_second_is_responsive_when_one_request_of_it_was_answered_in_time() -> None:
+    ok, failed, open_ = RequestLog.OK, RequestLog.FAILED, RequestLog.UNFINISHED
+    rows = [
+        (4.9, 0.1, ok),  # before the episode
+        (5.1, 0.1, ok),
+        (5.2, 0.9, ok),  # second 0: one in time is enough
+        (6.1, 0.9, ok),
+        (6.9, 0.1, failed),  # second 1: late, and failed
+        (8.0, 0.1, failed),
+        (8.99, 0.5, ok),  # second 3: exactly the SLO; nothing was sent in second 2
+    ]
+    assert kpis(responsive([*rows, (9.7, 0.3, open_)]))["responsive_share"] == pytest.approx(2 / 3)
+    assert kpis(responsive([*rows, (9.3, 0.7, open_)]))["responsive_share"] == pytest.approx(2 / 4)
+    assert math.isnan(kpis(responsive([(4.0, 0.1, ok)]))["responsive_share"])
+
+
+def responsive(rows: list[tuple[float, float, int]]) -> Window:
+    """Requests in an episode from 5 to 10 s whose SLO is 0.5 s."""
+    start_s_N, latency_s_N, status_N = (np.array(column) for column in zip(*rows, strict=True))
+    ticks = TickLog.from_table(np.zeros((1, len(TickLog.columns()))))
+    ticks.t_s_T[:] = 10.0
+    return Window(
+        requests=RequestLog(start_s_N=start_s_N, latency_s_N=latency_s_N, status_N=status_N.astype(np.int8)),
+        ticks=ticks, plan=LoadPlan(from_s_K=np.zeros(1), users_K=np.array([1])), begin_s=5.0, end_s=10.0, slo_s=0.5,
+        gpus=1, gpu_vram_bytes=1, node_memory_bytes=1,
+    )  # fmt: skip
+
+
 def test_the_manual_defines_every_kpi() -> None:
     manual = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     for name, kpi in KPIS.items():

@@ -1,0 +1,1 @@
+"""What real clusters share: Locust users, Prometheus telemetry, wall clock."""
