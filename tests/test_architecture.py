@@ -27,6 +27,7 @@ FLOORS = [
 CLIENTS = {
     "torch": {"rl", "policy/ppo"},
     "tianshou": {"rl"},
+    "optuna": {"rl"},
     "gymnasium": {"rl"},
     "mlflow": {"tracking"},
     "hydra": {"job"},

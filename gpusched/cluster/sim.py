@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpusched.core.controls import Controls, Limits
 from gpusched.core.errors import InputError, refuse
@@ -95,6 +96,10 @@ class SimCluster(Cluster):
         self.now_s_E += self.trial.control_s
         self.sim.step(self.now_s_E)
         return self._seen()
+
+    def branch(self, sources_E: NDArray[np.int64]) -> None:
+        self.sim.branch(sources_E)
+        self.now_s_E = self.now_s_E[sources_E]
 
     def _check(self, controls: Controls) -> None:
         if controls.gpu_share_E is not None and self.service.sharing != "mps":

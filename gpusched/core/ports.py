@@ -7,7 +7,7 @@ Each option is a class with a nested `Config` dataclass, the type of its YAML fi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -47,8 +47,14 @@ class Policy(Option, ABC):
     trained: ClassVar[bool] = False
     """True where `load` must be given a trained model before `reset`."""
 
+    hindsight: ClassVar[bool] = False
+    """True for a bound that `foresee` must be told the episode before `reset`; never for a competitor."""
+
     def load(self, folder: str) -> None:
         """Take the trained model stored in `folder`; only called where `trained` is True."""
+
+    def foresee(self, future: Future) -> None:
+        """Take the episode that is about to be lived through; only called where `hindsight` is True."""
 
     @abstractmethod
     def reset(self, limits: Limits, seed: np.random.SeedSequence, envs: int = 1) -> None:
@@ -128,6 +134,10 @@ class Cluster(Option, ABC):
     def step(self, controls: Controls) -> Observation:
         """Apply the controls and return what is seen one control interval later."""
 
+    def branch(self, sources_E: NDArray[np.int64]) -> None:
+        """Let every environment e go on from the present state of environment `sources_E[e]`; simulators only."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be branched")
+
     @abstractmethod
     def outcome(self) -> Outcome:
         """Return what really happened in the last control interval."""
@@ -146,3 +156,16 @@ class Cluster(Option, ABC):
 
     def close(self) -> None:
         """Leave everything as it was found."""
+
+
+@dataclass(kw_only=True)
+class Future:
+    """What a bound is told in advance: the episode, and the means to live through it before the trial does.
+
+    `make_cluster(envs)` makes a cluster like the trial's with that many environments, without a record.
+    """
+
+    episode: Episode
+    limits: Limits
+    reward: Reward
+    make_cluster: Callable[[int], Cluster]

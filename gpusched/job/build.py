@@ -266,6 +266,10 @@ def check(made: Setup) -> None:
         raise InputError(
             "policy.train_cluster: must be simulated; a real one has one environment and wall time."
         )
+    if made.policy.hindsight and made.cluster_type.real:
+        raise InputError(
+            "policy: knows the future, which only a simulated cluster can tell. Choose cluster=sim."
+        )
     _fits_gpu(made)
     _fits_node(made)
     if len(made.limits.gpu_shares) > 1 and made.service.sharing != "mps":

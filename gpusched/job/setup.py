@@ -16,7 +16,7 @@ import gpusched
 from gpusched.core.controls import Limits
 from gpusched.core.hypotheses import Hypotheses
 from gpusched.core.load import LoadPlan
-from gpusched.core.ports import Action, Cluster, Episode, Load, Option, Policy, Reward
+from gpusched.core.ports import Action, Cluster, Episode, Future, Load, Option, Policy, Reward
 from gpusched.core.seeds import child, stream
 from gpusched.core.service import Service
 from gpusched.core.trial import TrialSpec
@@ -102,6 +102,16 @@ class Setup:
     def episode(self) -> Episode:
         """What the trial's environment lives through."""
         return Episode(plan=self.plan, seed=self._streams[1])
+
+    @property
+    def future(self) -> Future:
+        """What a bound is told of the trial in advance."""
+        return Future(
+            episode=self.episode,
+            limits=self.limits,
+            reward=self.reward,
+            make_cluster=lambda envs: self.cluster(envs, record=False),
+        )
 
     @property
     def policy_seed(self) -> np.random.SeedSequence:

@@ -13,6 +13,7 @@ from gpusched.job.gates import action_sensitivity
 from gpusched.job.progress import bar
 from gpusched.job.record import artifacts, params, run_tags
 from gpusched.job.setup import Job, Result, Setup
+from gpusched.policy.tuned import Tuned
 from gpusched.tracking.store import Found, Store
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def trained(setup: Setup, store: Store, parent: str | None) -> Found:
     if not _find(setup, store):
         with store.lease(setup.fingerprint, lambda: bool(_find(setup, store))) as lease:
             if lease.held:
-                _train(setup, store, parent)
+                _learn(setup, store, parent)
                 return _find(setup, store)[0]
     found = _find(setup, store)
     log.info("%s, seed %d: trained already (run %s)", setup.names["policy"], setup.seed, found[0].id)
@@ -56,7 +57,17 @@ def trained(setup: Setup, store: Store, parent: str | None) -> Found:
 
 def _find(setup: Setup, store: Store) -> list[Found]:
     """Return the finished trainings with this fingerprint, newest first; failed and killed ones do not count."""
-    return store.find(setup.study, kind="training", tags={"fingerprint": setup.fingerprint})
+    kind = "tuning" if isinstance(setup.policy, Tuned) else "training"
+    return store.find(setup.study, kind=kind, tags={"fingerprint": setup.fingerprint})
+
+
+def _learn(setup: Setup, store: Store, parent: str | None) -> None:
+    if isinstance(setup.policy, Tuned):
+        from gpusched.job.tune import tune
+
+        tune(setup, store, parent)
+    else:
+        _train(setup, store, parent)
 
 
 def _train(setup: Setup, store: Store, parent: str | None) -> None:

@@ -103,6 +103,8 @@ def live(setup: Setup) -> Lived:
 def _live(setup: Setup, cluster: Cluster) -> Lived:
     spec, policy = setup.spec, setup.policy
     guard = Guard(setup.guard, setup.limits, spec.control_s)
+    if policy.hindsight:
+        policy.foresee(setup.future)
     policy.reset(setup.limits, setup.policy_seed)
     seen = cluster.reset([setup.episode])
     ready, blind_T, rewards = float(seen.replicas_ready_E[0]), [], []

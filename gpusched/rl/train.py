@@ -83,12 +83,22 @@ def train(
         }
         write_model(folder, learner.best, policy.config.network.hidden, card)
     best = max(learner.looks, key=lambda look: look.reward)
+    wall_s, validated = (
+        time.perf_counter() - begin,
+        len(learner.looks) * spec.validate_episodes * exam.trial.steps,
+    )
+    ledger = {"steps": learner.frames + validated, "validate_steps": validated, "wall_s": wall_s}
     return Verdict(
         converged=judgement.converged,
         reason=judgement.reason,
         frames=learner.frames,
-        wall_s=time.perf_counter() - begin,
-        values={**judgement.values, "best_reward": best.reward, "best_frames": float(best.frames)},
+        wall_s=wall_s,
+        values={
+            **judgement.values,
+            "best_reward": best.reward,
+            "best_frames": float(best.frames),
+            **{f"ledger/{key}": float(value) for key, value in ledger.items()},
+        },
     )
 
 

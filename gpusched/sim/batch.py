@@ -321,6 +321,13 @@ class BatchSim:
             edges = np.linspace(0, self.envs, self.threads + 1).astype(int)
             list(self.pool.map(lambda a, b: self._run(a, b, until_s_E), edges[:-1], edges[1:]))
 
+    def branch(self, sources_E: NDArray[np.int64]) -> None:
+        """Let every environment go on from the present state of environment `sources_E[e]`; without a record only."""
+        if self.record:
+            raise ValueError("a recorded simulation cannot be branched: its logs have one past")
+        for array in (*self.env, self.seen_EF, self.interval_EC, self.p95_E, self.status_E):
+            array[:] = array[sources_E]
+
     def _run(self, first: int, last: int, until_s_E: NDArray[np.float64]) -> None:
         readout.step_range(
             self.env,

@@ -67,7 +67,7 @@ def in_a_shell(folder: Path, *arguments: str, **more: str) -> subprocess.Complet
 
 
 BAD = {
-    "policy=pppo": r"policy = 'pppo': no such option. Allowed: hpa, ppo, random, static. Did you mean 'ppo'?",
+    "policy=pppo": r"policy = 'pppo': no such option. Allowed: hpa, hpa_tuned, keda, oracle, ppo, predictive, random, static, table. Did you mean 'ppo'?",
     "plicy=hpa": "plicy: no such key. Allowed: job, policy, load, reward, action, service, cluster, hypotheses, seed, study, "
     "resume, tracking, trial, experiment. Did you mean 'policy'?",
     "load.usrs=3": "load.usrs: no such key. Allowed: users, think_min_s, think_max_s. Did you mean 'users'?",
@@ -79,7 +79,7 @@ BAD = {
     "Set it as a whole: 'policy.scale_up={select: VALUE}'.",
     "load=null": "a group needs the name of an option",
     "job=train": "policy = 'hpa': does not learn, so job=train has nothing to do.",
-    "-m policy=hpa,foo": "policy = 'foo': no such option. Allowed: hpa, ppo, random, static.",
+    "-m policy=hpa,foo": "policy = 'foo': no such option. Allowed: hpa, hpa_tuned, keda, oracle, ppo, predictive, random, static, table.",
     "-m policy=hpa,static policy.target=50": "policy.target: no such key. Allowed: shadow, max_change, cooldown_s, replicas.",
     "-m load.users=5,-2": "load.users = -2: must lie in 0..100000 users.",
     "tracking.uri=nonsense": None,
@@ -102,7 +102,7 @@ def test_a_wrong_word_in_a_real_shell(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert (
         done.stderr
-        == "policy = 'hpq': no such option. Allowed: hpa, ppo, random, static. Did you mean 'hpa'?\n"
+        == "policy = 'hpq': no such option. Allowed: hpa, hpa_tuned, keda, oracle, ppo, predictive, random, static, table. Did you mean 'hpa'?\n"
     )
     assert done.stdout == ""
 

@@ -89,7 +89,7 @@ def test_a_search_depends_on_space_budget_load_and_reward_and_not_on_the_trial_s
 def test_a_search_that_broke_off_is_marked_and_begun_again_goes_the_same_way(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing of a killed search is kept: it takes a minute, and its seed leads it the very same way."""
+    """Nothing of a killed search is kept: it is short, and its seed leads it the very same way."""
     lived, calls = search.Hunt._live, list[int]()
 
     def breaks(self: search.Hunt, *arguments: Any) -> Any:
