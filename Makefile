@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 UI := MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --workers 1 --backend-store-uri sqlite:///mlruns/mlflow.db
 
-.PHONY: experiment test check bench setup ui
+.PHONY: experiment test check bench setup ui ray
 experiment: $(STAMP)
 	$(PY) run.py experiment=headline resume=true
 	$(PY) analyze.py --study headline
@@ -40,6 +40,13 @@ bench: $(STAMP)
 	$(PY) benchmarks/engine.py
 	$(PY) benchmarks/cold.py
 	$(PY) benchmarks/sweep.py
+	$(PY) benchmarks/report.py
+
+# The launcher's package asks for an AWS client whose python-dateutil the Kubernetes client does not allow; it is
+# only needed to start machines there.
+ray: $(STAMP)
+	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt 'ray>=2.40'
+	$(PY) -m pip install --disable-pip-version-check --quiet --no-deps 'hydra-ray-launcher==1.2.2'
 
 ui: $(STAMP)
 	$(UI)

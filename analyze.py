@@ -32,34 +32,42 @@ def main(argv: list[str] | None = None) -> int:
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare the policies of a study from what MLflow holds.")
-    parser.add_argument("--study", help="study to report on (default: the one with the newest trial)")
-    parser.add_argument(
-        "--uri", default="sqlite:///mlruns/mlflow.db", help="tracking store (default: %(default)s)"
-    )
-    parser.add_argument("--baseline", default="hpa", help="policy to compare with (default: %(default)s)")
-    parser.add_argument("--candidate", default="ppo", help="policy to judge (default: %(default)s)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("outputs/report"), help="where to write (default: %(default)s)"
-    )
+    add = parser.add_argument
+    add("--study", help="study to report on (default: the one with the newest trial)")
+    add("--filter", default="", metavar="QUERY",
+        help="only trials that pass this MLflow filter, such as \"tags.cluster = 'sim' and tags.load = 'high'\"")  # fmt: skip
+    add("--uri", default="sqlite:///mlruns/mlflow.db", help="tracking store (default: %(default)s)")
+    add("--baseline", metavar="POLICY", help="policy to compare with (default: the hypotheses’, else hpa)")
+    add("--candidate", metavar="POLICY", help="policy to judge (default: the hypotheses’, else ppo)")
+    add("--all-pairs", action="store_true", help="also compare every two policies in a table of its own")
+    add("--margin", type=float, metavar="SHARE",
+        help="margin of the exploratory equivalence tests, as a share of the baseline's mean (default: the hypotheses’, "
+        "else 0.02); claims written down before the runs keep their own")  # fmt: skip
+    add("--hypotheses", type=Path, default=Path(__file__).parent / "conf" / "hypotheses.yaml", metavar="FILE",
+        help="file the runs took their hypotheses from; the report says whether it was changed (default: %(default)s)")  # fmt: skip
+    add("--out", type=Path, default=Path("outputs/report"), help="where to write (default: %(default)s)")
     return parser.parse_args(argv)
 
 
 def _analyze(args: argparse.Namespace) -> None:
     # Imported late so that --help answers at once.
+    from gpusched.report.analysis import Choice
     from gpusched.report.build import build
     from gpusched.tracking.provenance import provenance
     from gpusched.tracking.store import Store
 
-    store = Store(args.uri, create=False)
-    tags = provenance()
-    report = build(
-        store,
-        out=args.out,
+    choice = Choice(
         study=args.study,
+        query=args.filter,
         baseline=args.baseline,
         candidate=args.candidate,
-        provenance_tags=tags,
+        margin=args.margin,
+        hypotheses_file=args.hypotheses,
+        all_pairs=args.all_pairs,
     )
+    store = Store(args.uri, create=False)
+    tags = provenance()
+    report = build(store, out=args.out, choice=choice, provenance_tags=tags)
     _log(store, report, tags)
     _print(report)
 
@@ -68,6 +76,8 @@ def _log(store: Store, report: Report, tags: dict[str, str]) -> None:
     """Keep the report in the store as a run of its own."""
     compared = report.comparison
     params = {"baseline": compared.baseline, "candidate": compared.candidate} if compared else {}
+    if report.study.query:
+        params["filter"] = report.study.query
     own = {**tags, "tables_sha256": report.digest}
     with store.start("analysis", study=report.study.name, name="analysis", params=params, tags=own) as run:
         run.file(report.folder, "report")
@@ -86,9 +96,12 @@ def _print(report: Report) -> None:
         for row in shown.rows:
             table.add_row(*(cell.text for cell in row))
         console.print(table)
-    for text in (report.no_comparison, *(f"{v.load}: {v.summary}" for v in report.verdicts)):
+    for text in report.registered.sentences:
+        console.print(f"Hypotheses: {text}", highlight=False, markup=False)
+    kind = "Exploratory: " if report.registered.results else ""
+    for text in (report.no_comparison, *(f"{kind}{v.load}: {v.summary}" for v in report.verdicts)):
         if text:
-            console.print(text, highlight=False)
+            console.print(text, highlight=False, markup=False)
     for caveat in report.caveats:
         console.print(f"Note: {caveat}", highlight=False, markup=False)
     console.print(f"Report: {report.folder / 'index.html'}", highlight=False, soft_wrap=True)

@@ -1,30 +1,40 @@
-"""Builds the report of a study: reads, compares, draws, and writes a folder that appears only when it is complete."""
+"""Builds the report of a study: analyses, draws, and writes a folder that appears only when it is complete."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpusched.core.errors import InputError, StoreError, did_you_mean
-from gpusched.report import contents, verdict
-from gpusched.report.caveats import caveats
-from gpusched.report.compare import Comparison, Row, compare
-from gpusched.report.dataset import Source, Study, load, newest_study
-from gpusched.report.measures import REWARD, TESTED, Measure, number, p_text
-from gpusched.report.statistics import Estimate
-from gpusched.report.tables import Table, provenance, to_csv, to_latex, to_markdown
+from gpusched.core.errors import StoreError
+from gpusched.report.analysis import Analysis, Choice, analyse
+from gpusched.report.breakeven import breakeven_table, crossings, left_out
+from gpusched.report.compare import Comparison
+from gpusched.report.dataset import Source, Study
+from gpusched.report.hypotheses import Registered
+from gpusched.report.latex import to_latex
+from gpusched.report.names import file_name
+from gpusched.report.tables import Table, provenance, to_csv
 from gpusched.report.verdict import LoadVerdict
 
-LATEX_TABLES = ("comparison", "tests", "means", "trainings")
+if TYPE_CHECKING:
+    from gpusched.report.drawings import Drawings
+
+NO_LATEX = ("kpis", "runs", "excluded")
+"""Tables too long for print."""
+LAST = ("kpis", "trainings", "runs", "excluded")
+TAGS = ("policy", "load", "seed", "episode", "git_commit", "git_dirty", "config_hash", "lock_hash", "gpusched_version",
+        "trial_key", "service_hash", "hypotheses_hash")  # fmt: skip
+"""What provenance.json tells of each run, where the run has it."""
 
 
 @dataclass(kw_only=True)
@@ -34,6 +44,7 @@ class Report:
     folder: Path
     study: Study
     comparison: Comparison | None
+    registered: Registered
     verdicts: list[LoadVerdict]
     tables: dict[str, Table]
     caveats: list[str]
@@ -50,64 +61,60 @@ def build(
     source: Source,
     *,
     out: Path,
-    study: str | None = None,
-    baseline: str = "hpa",
-    candidate: str = "ppo",
+    choice: Choice | None = None,
     provenance_tags: Mapping[str, str] | None = None,
-    allow_synthetic: bool = False,
 ) -> Report:
     """Write the report of a study (the newest by default) to out/<study>/ and return it.
 
-    Raises InputError for an unknown study or policy, or a store without trials; StoreError where the folder cannot
-    be written. `provenance_tags` tell the commit and lock file of the analysis itself.
+    `provenance_tags` tell the commit and lock file of the analysis itself. Raises what `analyse` raises, and
+    StoreError where the folder cannot be written.
     """
-    name = study or newest_study(source)
-    data = load(source, name, allow_synthetic=allow_synthetic)
-    reason = _no_comparison(data, baseline, candidate)
-    compared = None if reason else compare(data, baseline, candidate)
-    policies = _ordered(data, baseline, candidate)
+    choice = choice or Choice()
+    with _uncollected():
+        analysis = analyse(source, choice)
+    add_breakeven(analysis)
+    study = analysis.study
     report = Report(
-        folder=out / folder_name(name),
-        study=data,
-        comparison=compared,
-        verdicts=verdict.verdicts(compared) if compared else [],
-        tables=contents.tables(data, compared, policies),
-        caveats=caveats(data),
-        no_comparison=reason,
+        folder=out / folder_name(study.name, choice.query),
+        study=study,
+        comparison=analysis.comparison,
+        registered=analysis.registered,
+        verdicts=analysis.verdicts,
+        tables=analysis.tables,
+        caveats=analysis.caveats,
+        no_comparison=analysis.no_comparison,
     )
     with _whole(report.folder) as place:
-        _write(report, source, policies, place, dict(provenance_tags or {}))
+        _write(analysis, source, place, dict(provenance_tags or {}))
     return report
 
 
-def folder_name(study: str) -> str:
-    """Return the study's name as a folder name; where characters must go, a hash keeps two studies apart."""
-    plain = re.sub(r"[^\w.\-]+", "_", study).strip(".") or "study"
-    return plain if plain == study else f"{plain}-{hashlib.sha256(study.encode()).hexdigest()[:6]}"
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Hold the garbage collector off: it takes half of the time in which a thousand runs are read, and finds nothing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
-def _no_comparison(study: Study, baseline: str, candidate: str) -> str:
-    """Return why nothing is compared, empty where it is. Raises InputError for a policy the study does not have."""
-    have = study.policies
-    if len(have) < 2:
-        only = f"Only {have[0]} has runs that count" if have else "No run counts"
-        return f"{only}, so there is nothing to compare; the page describes what was measured."
-    for option, policy in (("baseline", baseline), ("candidate", candidate)):
-        if policy not in have:
-            raise InputError(
-                f"--{option} {policy}: study {study.name!r} has no run of it that counts. "
-                f"Policies: {', '.join(have)}.{did_you_mean(policy, have)}"
-            )
-    if baseline == candidate:
-        raise InputError(f"--baseline and --candidate are both {baseline!r}. Policies: {', '.join(have)}.")
-    if not any(study.of(baseline, x) and study.of(candidate, x) for x in study.loads):
-        return f"{candidate} and {baseline} have no load in common, so they are not compared."
-    return ""
+def folder_name(study: str, query: str = "") -> str:
+    """Return the folder's name: the study's, and another one for a part of it that a filter chose."""
+    part = f"-{hashlib.sha256(query.encode()).hexdigest()[:6]}" if query else ""
+    return file_name(study) + part
 
 
-def _ordered(study: Study, baseline: str, candidate: str) -> list[str]:
-    first = [p for p in (baseline, candidate) if p in study.policies]
-    return first + [p for p in study.policies if p not in first]
+def add_breakeven(analysis: Analysis) -> None:
+    """Put the table of break-even prices, where it has rows, before the long lists at the end."""
+    c, tables = analysis.comparison, analysis.tables
+    study, pair = analysis.study, (c.baseline, c.candidate) if c else None
+    table = breakeven_table(crossings(study, analysis.policies, pair), left_out(study, analysis.policies))
+    if table.rows:
+        last = {name: tables.pop(name) for name in LAST if name in tables}
+        tables |= {table.name: table} | last
 
 
 @contextmanager
@@ -138,137 +145,64 @@ def _swap(place: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(report: Report, source: Source, policies: list[str], place: Path, tags: dict[str, str]) -> None:
+def _write(analysis: Analysis, source: Source, place: Path, tags: dict[str, str]) -> None:
     # matplotlib takes half a second to import: only when a figure is due.
-    from gpusched.report import curves, figures, style
+    from gpusched.report.drawings import draw
+    from gpusched.report.page import render
 
-    study = report.study
-    (place / "tables").mkdir()
+    drawings, lost = draw(analysis, source)
+    analysis.caveats.extend(lost)
+    stored = _provenance(analysis, drawings, tags)
     (place / "figures").mkdir()
-    with style.styled():
-        pareto = figures.pareto_figure(study, policies)
-        kpi = figures.kpi_figures(study, policies)
-        time, lost = curves.time_figures(study, source, policies)
-        convergence = curves.convergence_figure(study, source)
-    report.caveats += lost
-    drawings = [d for d in (pareto, *kpi, *time, convergence) if d]
-    for drawing in drawings:
-        style.write_pdf(drawing, place / "figures")
-    for table in report.tables.values():
+    for drawing in drawings.all:
+        (place / "figures" / f"{drawing.name}.pdf").write_bytes(drawing.pdf)
+    (place / "tables").mkdir()
+    for table in analysis.tables.values():
         (place / "tables" / f"{table.name}.csv").write_text(to_csv(table))
-        if table.name in LATEX_TABLES:
+        if table.name not in NO_LATEX:
             (place / "tables" / f"{table.name}.tex").write_text(to_latex(table))
-    sources = {d.name: list(d.runs) for d in drawings}
-    (place / "provenance.json").write_text(
-        json.dumps(_provenance(report, sources, tags), indent=1, ensure_ascii=False)
-    )
-    page = {**_context(report), "figures": drawings, "pareto": pareto, "kpi_figures": kpi, "time_figures": time,
-            "convergence": convergence}  # fmt: skip
+    (place / "provenance.json").write_text(_lines(stored, 3) + "\n")
     for name in ("index.html", "report.md"):
-        (place / name).write_text(_render(f"{name}.j2", page))
+        (place / name).write_text(render(name, analysis, drawings))
 
 
-def _provenance(report: Report, drawings: dict[str, list[str]], tags: dict[str, str]) -> dict[str, Any]:
-    keys = (
-        "policy",
-        "load",
-        "seed",
-        "git_commit",
-        "git_dirty",
-        "config_hash",
-        "lock_hash",
-        "gpusched_version",
-        "trial_key",
-    )
-    tags_of = {t.id: t.tags for t in report.study.trials} | {r.id: r.tags for r in report.study.trainings}
+def _lines(value: Any, depth: int) -> str:
+    """Return JSON with a line per entry down to `depth`: to be read by people, and quickly written."""
+    text = partial(json.dumps, ensure_ascii=False)
+    if depth == 0 or not value or not isinstance(value, (dict, list)):
+        return text(value)
+    if isinstance(value, dict):
+        return "{\n" + ",\n".join(f"{text(k)}: {_lines(v, depth - 1)}" for k, v in value.items()) + "\n}"
+    return "[\n" + ",\n".join(_lines(v, depth - 1) for v in value) + "\n]"
+
+
+def _provenance(analysis: Analysis, drawings: Drawings, tags: dict[str, str]) -> dict[str, Any]:
+    """Return every number with its runs, and what each run came from. Raises ValueError for a run nobody read."""
+    study = analysis.study
+    tags_of = {t.id: t.tags for t in study.trials} | {r.id: r.tags for r in study.learnt}
+    runs = {run: {key: own[key] for key in TAGS if key in own} for run, own in tags_of.items()}
+    runs |= {e.id: {"status": e.status, "excluded": e.why} for e in study.excluded if e.id not in runs}
+    tables, figures = list(analysis.tables.values()), drawings.all
+    for name, behind in [(t.name, t.runs) for t in tables] + [(f.name, list(f.runs)) for f in figures]:
+        _known(name, behind, runs)
     return {
-        "study": report.study.name,
+        "study": study.name,
+        "filter": study.query,
         "analysis": tags,
-        "assumed": report.study.assumed,
-        "runs": {run: {key: own[key] for key in keys if key in own} for run, own in tags_of.items()},
-        "tables": {table.name: provenance(table) for table in report.tables.values()},
-        "figures": drawings,
-    }
-
-
-def _context(report: Report) -> dict[str, Any]:
-    study, comparison = report.study, report.comparison
-    title = f"Study {study.name}"
-    if comparison:
-        title += f": {comparison.candidate} against {comparison.baseline}"
-    return {
-        "title": title,
-        "overview": _overview(study),
-        "study": study,
-        "comparison": comparison,
-        "verdicts": report.verdicts,
-        "order": verdict.ORDER,
-        "no_comparison": report.no_comparison,
-        "caveats": report.caveats,
-        "notes": verdict.notes(comparison) if comparison else [],
-        "tables": [t for t in report.tables.values() if t.name != "kpis"],
-        "by_name": report.tables,
-        "means": report.tables.get("means"),
-        "matrix": _matrix(report),
-        "matrix_runs": report.tables["comparison"].runs if "comparison" in report.tables else [],
         "assumed": study.assumed,
-        "markdown": to_markdown,
-    }
+        "hypotheses_hash": analysis.registered.hash,
+        "runs": runs,
+        "tables": {table.name: provenance(table) for table in tables},
+        "figures": {figure.name: list(figure.runs) for figure in figures},
+        "verdicts": [{"load": v.load, "text": v.summary, "runs": _behind(analysis, v.load)} for v in analysis.verdicts],
+    }  # fmt: skip
 
 
-def _overview(study: Study) -> str:
-    seeds = sorted({t.seed for t in study.trials})
-    what = f"{len(study.trials)} trials: {len(study.policies)} policies × {len(study.loads)} loads × {len(seeds)} seeds."
-    values = {
-        tag: sorted({t.tags[tag] for t in study.trials if tag in t.tags}) for tag in ("service", "cluster")
-    }
-    where = " ".join(f"{tag.capitalize()}: {', '.join(names)}." for tag, names in values.items() if names)
-    simulated = all(t.tags.get("cluster") == "sim" for t in study.trials)
-    basis = (
-        f" {len(study.assumed)} of its service constants are assumed, not measured." if study.assumed else ""
-    )
-    real = f"Simulated, not measured.{basis}" if simulated and study.trials else basis
-    return " ".join(part for part in (what, where, real.strip()) if part)
+def _behind(analysis: Analysis, load: str) -> list[str]:
+    rows = analysis.comparison.rows if analysis.comparison else []
+    return list(dict.fromkeys(run for row in rows if row.load == load for run in row.runs))
 
 
-def _matrix(report: Report) -> list[dict[str, Any]]:
-    """Return the first screen's table: one line per measure, one cell per load."""
-    comparison = report.comparison
-    if not comparison or not comparison.rows:
-        return []
-    hints = {1: ", higher is better", -1: ", lower is better", 0: ""}
-    lines = []
-    for name in TESTED:
-        rows = [row for v in report.verdicts if (row := comparison.row(v.load, name))]
-        m = rows[0].measure
-        label = m.label + (" (training signal)" if name == REWARD else "")
-        lines.append(
-            {"label": label, "hint": m.unit + hints[m.better], "cells": [_matrix_cell(row) for row in rows]}
-        )
-    return lines
-
-
-def _matrix_cell(row: Row) -> dict[str, str]:
-    m = row.measure
-    a, b = (number(m.shown(e.mean), _half(m, e)) for e in (row.baseline, row.candidate))
-    p = p_text(row.holm_p)
-    p = "" if p == "–" else f", p {p if p.startswith('<') else '= ' + p}"
-    return {"decision": row.decision, "main": verdict.relative_text(row), "detail": f"{a} → {b}{p}"}
-
-
-def _half(m: Measure, e: Estimate) -> float:
-    return m.shown((e.high - e.low) / 2)
-
-
-def _render(template: str, page: Mapping[str, Any]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=template.endswith("html.j2"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(template).render(page)
+def _known(name: str, behind: Iterable[str], runs: Mapping[str, object]) -> None:
+    if unknown := [run for run in behind if run not in runs]:
+        raise ValueError(f"{name} rests on run {unknown[0]}, which study and store do not have")

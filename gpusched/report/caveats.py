@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
+from gpusched.report.compare import Comparison, compare
 from gpusched.report.dataset import Study, Trial
 from gpusched.report.measures import TESTED, measure
 
@@ -27,9 +28,11 @@ MOST = 6
 def caveats(study: Study) -> list[str]:
     """Return every caveat about a study, the gravest first."""
     return [
+        *_filtered(study),
         *_no_trials(study),
         *_missing_loads(study),
         *_unequal_seeds(study),
+        *_unequal_repeats(study),
         *_few_seeds(study),
         *_missing_values(study),
         *_unlike_conditions(study),
@@ -47,6 +50,40 @@ def listed(items: Iterable[object]) -> str:
     names = [str(item) for item in items]
     rest = len(names) - MOST
     return ", ".join(names[:MOST]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def without_marked(study: Study, comparison: Comparison | None) -> list[str]:
+    """Say which decisions would be others if the runs that a gate objects to were left out."""
+    if comparison is None:
+        return []
+    pair = (comparison.baseline, comparison.candidate)
+    marked = sum(bool(t.marks) for t in study.trials if t.policy in pair)
+    if not marked:
+        return []
+    kept = Study(name=study.name, trials=[t for t in study.trials if not t.marks])
+    again = compare(kept, *pair)
+    if not again.rows:
+        return ["Nothing would be left to compare without the marked runs."]
+    changed = [
+        f"{row.measure.label} under {row.load}: {row.decision} → {other.decision if other else 'untested'}"
+        for row in comparison.rows
+        if (other := again.row(row.load, row.measure.name)) is None or other.decision != row.decision
+    ]
+    if not changed:
+        return [f"Without the {marked} marked runs every decision would be the same."]
+    return [f"Without the {marked} marked runs {len(changed)} of {len(comparison.rows)} decisions would be others: {listed(changed)}."]  # fmt: skip
+
+
+def _filtered(study: Study) -> list[str]:
+    if not study.query:
+        return []
+    read = len(study.trials) + len(study.excluded)
+    told = [
+        f"Filtered: only the {read} of {study.stored} trials of the study that pass “{study.query}” are read."
+    ]
+    if "metric" in study.query.lower():
+        told.append("The filter looks at results (metrics): what is left was chosen by its outcome.")
+    return told
 
 
 def _no_trials(study: Study) -> list[str]:
@@ -76,9 +113,21 @@ def _unequal_seeds(study: Study) -> list[str]:
     return found
 
 
+def _unequal_repeats(study: Study) -> list[str]:
+    count = {(p, load): Counter(len(u.runs) for u in study.units(p, load))
+             for load in study.loads for p in study.policies if study.units(p, load)}  # fmt: skip
+    if len({n for counter in count.values() for n in counter}) < 2:
+        return []
+    per = [f"{p} under {load}: {' or '.join(map(str, sorted(c)))}" for (p, load), c in count.items()]
+    return [
+        f"Unequal repeats per seed ({listed(per)}). Paired comparisons use the repeats both policies have; "
+        "each seed weighs the same."
+    ]
+
+
 def _few_seeds(study: Study) -> list[str]:
     single = [
-        f"{p} under {load}" for p in study.policies for load in study.loads if len(study.of(p, load)) == 1
+        f"{p} under {load}" for p in study.policies for load in study.loads if len(study.units(p, load)) == 1
     ]
     return [f"One seed only, so no interval and no test: {listed(single)}."] if single else []
 
@@ -88,7 +137,8 @@ def _missing_values(study: Study) -> list[str]:
     for t in study.trials:
         for name in TESTED:
             if not math.isfinite(t.values[name]):
-                lost[name].append(f"{t.policy} {t.load} seed {t.seed}")
+                repeat = f" episode {t.episode}" if study.repeated else ""
+                lost[name].append(f"{t.policy} {t.load} seed {t.seed}{repeat}")
     return [f"{measure(name).label} has no value in {listed(runs)}; these runs are left out of it."
             for name, runs in lost.items()]  # fmt: skip
 
@@ -99,8 +149,25 @@ def _unlike_conditions(study: Study) -> list[str]:
         count = Counter(t.tags.get(tag, "unknown") for t in study.trials)
         if len(count) > 1:
             each = listed(f"{value[:12]} ({n} runs)" for value, n in sorted(count.items()))
-            found.append(f"The runs come from different {words}: {each}. They are compared here as if alike.")
+            found.append(f"The runs come from different {words}: {each}. {_mixed_up(study, tag)}")
     return found
+
+
+def _mixed_up(study: Study, tag: str) -> str:
+    """Say whether a condition differs between the policies that are compared, and not only between seeds or loads."""
+    cells: dict[tuple[str, int, int], set[str]] = defaultdict(set)
+    policies: dict[tuple[str, int, int], set[str]] = defaultdict(set)
+    for t in study.trials:
+        cells[t.key[1:]].add(t.tags.get(tag, "unknown"))
+        policies[t.key[1:]].add(t.policy)
+    compared = [cell for cell, who in policies.items() if len(who) > 1]
+    unlike = sum(len(cells[cell]) > 1 for cell in compared)
+    if not unlike:
+        return "Within each load and seed all policies have the same, so that it does not touch their differences."
+    return (
+        f"Policies are compared across them in {unlike} of {len(compared)} cells of load and seed: a difference "
+        "between policies may be one between these."
+    )
 
 
 def _unlike_settings(study: Study) -> list[str]:

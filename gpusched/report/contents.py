@@ -5,44 +5,71 @@ from __future__ import annotations
 import math
 
 from gpusched.core.kpi import KPIS
-from gpusched.report import statistics
-from gpusched.report.compare import Comparison, Row
-from gpusched.report.dataset import Record, Study, Trial
+from gpusched.report import evidence, statistics
+from gpusched.report.compare import ALPHA, Comparison, Row
+from gpusched.report.dataset import Record, Study, Trial, Unit
+from gpusched.report.hypotheses import Registered
+from gpusched.report.ledger import ledger
 from gpusched.report.measures import REWARD, TESTED, Measure, difference_unit, measure, number, p_text
 from gpusched.report.statistics import Estimate
 from gpusched.report.tables import Cell, Table, figures, words
 from gpusched.report.verdict import difference_text
 
+MARGIN = 0.02
+"""Margin of the exploratory TOST where neither --margin nor the hypotheses name one."""
 DECISIONS = {"better": "better", "worse": "worse", "higher": "higher", "lower": "lower", "equal": "equal",
              "undecided": "undecided", "untested": "no test"}  # fmt: skip
 
 
-def tables(study: Study, comparison: Comparison | None, policies: list[str]) -> dict[str, Table]:
-    """Return every table that has rows, by name."""
-    made = [means(study, policies)]
-    if comparison and comparison.rows:
-        made = [comparison_table(comparison), evidence(comparison), *made]
-    made += [all_kpis(study, policies), trainings(study), runs(study), excluded(study)]
+def tables(
+    study: Study,
+    comparison: Comparison | None,
+    policies: list[str],
+    registered: Registered | None = None,
+    *,
+    margin: float = MARGIN,
+    all_pairs: bool = False,
+) -> dict[str, Table]:
+    """Return every table that has rows, by name, in the order to be read.
+
+    `margin` is the exploratory TOST's, as a share of the baseline's mean; `all_pairs` compares every two policies.
+    """
+    made = [evidence.hypotheses_table(registered)] if registered and registered.results else []
+    c = comparison if comparison and comparison.rows else None
+    if c:
+        made += [comparison_table(c, bool(made)), tests(c), evidence.equivalence_table(study, c, margin)]
+    made.append(means(study, policies))
+    if c:
+        made += [evidence.aggregate_table(study, c.baseline, policies), evidence.assumptions_table(study, c)]
+    made.append(evidence.variance_table(study, policies, c))
+    if all_pairs:
+        made.append(evidence.pairs_table(study, policies))
+    made += [all_kpis(study, policies), ledger(study), trainings(study), runs(study), excluded(study)]
     return {table.name: table for table in made if table.rows}
 
 
 def means(study: Study, policies: list[str]) -> Table:
     """Return mean and interval of the headline KPIs and the reward per load and policy."""
     cells = [
-        [words(load), words(policy), _count(trials), *(_mean(trials, measure(name)) for name in TESTED)]
+        [words(load), words(policy), _count(units), *(_mean(units, measure(name)) for name in TESTED)]
         for load in study.loads
         for policy in policies
-        if (trials := study.of(policy, load))
+        if (units := study.units(policy, load))
     ]
-    columns = [("load", "Load"), ("policy", "Policy"), ("n", "n")]
+    columns = [("load", "Load"), ("policy", "Policy"), ("n", "Seeds")]
     columns += [(name, _heading(measure(name))) for name in TESTED]
-    notes = ["Mean and 95 % t-interval over the seeds. † one or more seeds have no value.", *_assumed(study)]
+    notes = ["Mean and 95 % t-interval over the seeds. † one or more seeds have no value.", *_repeats(study),
+             *_assumed(study)]  # fmt: skip
     title = f"Headline KPIs and mean reward of study {study.name}"
     return Table(name="means", title=title, columns=columns, rows=cells, labels=2, notes=notes)
 
 
-def comparison_table(c: Comparison) -> Table:
+def comparison_table(c: Comparison, registered: bool = False) -> Table:
     """Return the comparison: both means, the paired difference, Holm's p, g and the decision."""
+    kind = (
+        "Exploratory: what was claimed before the runs is judged in its own table."
+        if registered else "Exploratory: no claim was written down before the runs."
+    )  # fmt: skip
     columns = [("load", "Load"), ("metric", "Measure"), ("pairs", "Pairs"), ("baseline", c.baseline),
                ("candidate", c.candidate), ("difference", "Difference"), ("holm_p", "p (Holm)"), ("g", "g"),
                ("decision", f"{c.candidate} is")]  # fmt: skip
@@ -52,27 +79,28 @@ def comparison_table(c: Comparison) -> Table:
         columns=columns,
         rows=[_compared(row) for row in c.rows],
         labels=2,
+        notes=[kind],
     )
 
 
-def evidence(c: Comparison) -> Table:
+def tests(c: Comparison) -> Table:
     """Return the details behind each decision."""
     columns = [("load", "Load"), ("metric", "Measure"), ("t", "t"), ("p", "p"), ("welch_p", "p (Welch)"),
-               ("g", "g [95 %]"), ("improvement", "P(improvement)"), ("wins", "Seeds won"),
+               ("g", "g [95 %]"), ("g_av", "g (seeds)"), ("improvement", "P(improvement) [95 %]"), ("wins", "Seeds won"),
                ("detectable", "Detectable"), ("pairs_needed", "Pairs needed"), ("note", "Note")]  # fmt: skip
-    title = f"Tests of {c.candidate} against {c.baseline} (α = 0.05/{max(c.tests, 1)})"
+    title = f"Tests of {c.candidate} against {c.baseline} (α = {ALPHA:g}/{max(c.tests, 1)})"
     return Table(name="tests", title=title, columns=columns, rows=[_tested(row) for row in c.rows], labels=2)
 
 
 def all_kpis(study: Study, policies: list[str]) -> Table:
     """Return every KPI of every policy and load: described, not tested."""
     cells = [
-        [words(load), words(policy), words(name), words(measure(name).unit), _count(trials),
-         _mean(trials, measure(name)), _spread(trials, measure(name))]
-        for load in study.loads for policy in policies if (trials := study.of(policy, load)) for name in KPIS
+        [words(load), words(policy), words(name), words(measure(name).unit), _count(units),
+         _mean(units, measure(name)), _spread(study.of(policy, load), measure(name))]
+        for load in study.loads for policy in policies if (units := study.units(policy, load)) for name in KPIS
     ]  # fmt: skip
-    columns = [("load", "Load"), ("policy", "Policy"), ("kpi", "KPI"), ("unit", "Unit"), ("n", "n"),
-               ("value", "Mean [95 %]"), ("range", "Range")]  # fmt: skip
+    columns = [("load", "Load"), ("policy", "Policy"), ("kpi", "KPI"), ("unit", "Unit"), ("n", "Seeds"),
+               ("value", "Mean [95 %]"), ("range", "Range of the runs")]  # fmt: skip
     notes = ["Described only: KPIs outside the headline are not tested, so no p is printed for them."]
     return Table(name="kpis", title="All KPIs", columns=columns, rows=cells, labels=4, notes=notes)
 
@@ -87,10 +115,11 @@ def trainings(study: Study) -> Table:
 
 def runs(study: Study) -> Table:
     """Return the trials that count, with what they were run from."""
-    columns = [("run", "Run"), ("policy", "Policy"), ("load", "Load"), ("seed", "Seed"), ("commit", "Commit"),
+    columns = [("run", "Run"), ("policy", "Policy"), ("load", "Load"), ("seed", "Seed"), ("episode", "Episode"),
+               ("commit", "Commit"),
                ("dirty", "Uncommitted changes"), ("config_hash", "Config"), ("lock_hash", "Lock file"),
                ("marks", "Marks")]  # fmt: skip
-    return Table(name="runs", title="Runs behind the report", columns=columns, labels=9,
+    return Table(name="runs", title="Runs behind the report", columns=columns, labels=10,
                  rows=[_run(t) for t in study.trials])  # fmt: skip
 
 
@@ -131,6 +160,8 @@ def _tested(row: Row) -> list[Cell]:
     q, m = row.paired, row.measure
     g = f"{number(q.g, 0.1)} [{number(q.g_low, 0.1)}, {number(q.g_high, 0.1)}]"
     needed = str(row.pairs_needed or "> 10\u2009000")
+    chance = f"{number(row.improvement, 0.1)} [{number(row.improvement_low, 0.1)}, {number(row.improvement_high, 0.1)}]"
+    chances = {"": row.improvement, "low": row.improvement_low, "high": row.improvement_high}
     detectable = f"{number(m.shown(row.detectable), m.shown(row.detectable))} {difference_unit(m)}"
     return [
         words(row.load),
@@ -139,18 +170,19 @@ def _tested(row: Row) -> list[Cell]:
         figures(p_text(q.p), {"": q.p}, row.runs),
         figures(p_text(q.welch_p), {"": q.welch_p}, row.runs),
         figures("–" if math.isnan(q.g) else g, {"": q.g, "low": q.g_low, "high": q.g_high}, row.runs),
-        figures(number(row.improvement, 0.1), {"": row.improvement}, row.runs),
+        figures(number(q.g_av, 0.1), {"": q.g_av}, row.runs),
+        figures("–" if math.isnan(row.improvement) else chance, chances, row.runs),
         figures(f"{row.wins} of {row.pairs}" if m.better else "–", {"": row.wins, "of": row.pairs}, row.runs),
         figures("–" if math.isnan(row.detectable) else detectable, {"": row.detectable}, row.runs),
         figures("–" if math.isnan(q.p) else needed, {"": row.pairs_needed or ""}, row.runs),
-        words(q.note),
+        words(q.note, runs=row.runs),
     ]
 
 
-def _mean(trials: list[Trial], m: Measure) -> Cell:
-    e = statistics.interval([t.values[m.name] for t in trials])
-    mark = " †" if e.n < len(trials) else ""
-    return figures(estimate_text(e, m) + mark, {"n": e.n, **_values(e)}, [t.id for t in trials])
+def _mean(units: list[Unit], m: Measure) -> Cell:
+    e = statistics.interval([u.values[m.name] for u in units])
+    mark = " †" if e.n < len(units) else ""
+    return figures(estimate_text(e, m) + mark, {"n": e.n, **_values(e)}, _ids(units))
 
 
 def _spread(trials: list[Trial], m: Measure) -> Cell:
@@ -160,8 +192,12 @@ def _spread(trials: list[Trial], m: Measure) -> Cell:
     return figures(text, values, [t.id for t in trials])
 
 
-def _count(trials: list[Trial]) -> Cell:
-    return figures(str(len(trials)), {"": len(trials)}, [t.id for t in trials])
+def _count(units: list[Unit]) -> Cell:
+    return figures(str(len(units)), {"": len(units)}, _ids(units))
+
+
+def _ids(units: list[Unit]) -> list[str]:
+    return [run for u in units for run in u.runs]
 
 
 def _training(record: Record) -> list[Cell]:
@@ -173,8 +209,8 @@ def _training(record: Record) -> list[Cell]:
     return [
         words(tags.get("policy", "?")),
         words(tags.get("seed", "?")),
-        words(converged, "better" if converged == "yes" else "worse"),
-        words(tags.get("verdict", "")),
+        words(converged, "better" if converged == "yes" else "worse", runs=[record.id]),
+        words(tags.get("verdict", ""), runs=[record.id]),
         figures(estimate_text(e, m), {"": e.mean, "low": e.low, "high": e.high}, [record.id]),
         _id(record.id),
     ]
@@ -187,6 +223,7 @@ def _run(t: Trial) -> list[Cell]:
         words(t.policy),
         words(t.load),
         words(str(t.seed)),
+        words(str(t.episode)),
         words(tags.get("git_commit", "unknown")[:12]),
         words(tags.get("git_dirty", "unknown")),
         words(tags.get("config_hash", "unknown")[:12]),
@@ -205,6 +242,12 @@ def _values(e: Estimate) -> dict[str, float | int | str]:
 
 def _heading(m: Measure) -> str:
     return f"{m.label}, {m.unit}" if m.unit else m.label
+
+
+def _repeats(study: Study) -> list[str]:
+    return (
+        ["Seeds with several repeats count once, with the mean of their repeats."] if study.repeated else []
+    )
 
 
 def _assumed(study: Study) -> list[str]:

@@ -5,21 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from matplotlib import pyplot as plt
 
-from gpusched.report.dataset import Record, Source, Study, ticks
-from gpusched.report.style import COLOURS, LINES, MARKERS, Drawing, Look, finish, looks
+from gpusched.report import series
+from gpusched.report.dataset import Record, Source, Study
+from gpusched.report.names import file_name
+from gpusched.report.series import Floats, Series
+from gpusched.report.style import COLOURS, LINES, MARKERS, Drawing, Look, finish, legend_of, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PANELS = (
-    ("users", "Active users (count)", 1.0),
-    ("replicas_ready", "Ready replicas (count)", 1.0),
-    ("latency_p95_s", "Latency p95 (ms)", 1000.0),
-    ("gpu_busy", "GPU utilization (%)", 100.0),
+    ("users", "Users\n(count)", 1.0),
+    ("replicas_ready", "Ready replicas\n(count)", 1.0),
+    ("latency_p95_s", "Latency p95\n(ms)", 1000.0),
+    ("gpu_busy", "GPU utilization\n(%)", 100.0),
 )
+Logs = dict[str, Series]
 SMOOTH_S = 30.0
 """Window of the running mean; ticks alone are too noisy to read. The KPIs never see it."""
 TRAINING = (
@@ -30,17 +33,46 @@ TRAINING = (
 )
 
 
-def time_figures(study: Study, source: Source, policies: list[str]) -> tuple[list[Drawing], list[str]]:
-    """Return one figure per load, and a warning where runs have no time series."""
-    drawings, lost = [], []
+def read(study: Study, source: Source, policies: list[str]) -> tuple[dict[str, Logs], list[str]]:
+    """Return the tick logs by load and policy, and a warning where runs have none."""
+    found: dict[str, Logs] = {}
+    lost: list[str] = []
     for load in study.loads:
-        tables = {p: {t.id: ticks(source, t) for t in study.of(p, load)} for p in policies}
-        lost += [run for per in tables.values() for run, table in per.items() if table is None]
-        kept = {p: {run: t for run, t in per.items() if t is not None} for p, per in tables.items()}
-        if any(kept.values()):
-            drawings.append(_time_figure(study, load, kept, policies))
-    note = [f"{len(lost)} runs have no time series; the first is {lost[0]}."] if lost else []
-    return drawings, note
+        for policy in policies:
+            logs, missing = series.read(source, study.of(policy, load), [name for name, _, _ in PANELS])
+            lost += missing
+            if logs:
+                found.setdefault(load, {})[policy] = logs
+    return found, without(lost, "time series")
+
+
+def without(lost: list[str], what: str) -> list[str]:
+    """Return the warning that runs have no log of a kind."""
+    one = len(lost) == 1
+    many = f"{len(lost)} runs have no {what}; the first is {lost[0] if lost else ''}."
+    return [f"Run {lost[0]} has no {what}." if one else many] if lost else []
+
+
+def time_figure(study: Study, load: str, logs: Logs, policies: list[str]) -> Drawing:
+    """Return users, replicas, latency and utilization over time under one load."""
+    figure, axes = plt.subplots(len(PANELS), 1, figsize=(6.6, 6.0), sharex=True, height_ratios=[0.6, 1, 1, 1])
+    look = looks(policies)
+    for policy, own in logs.items():
+        for ax, (column, _, scale) in zip(axes, PANELS, strict=True):
+            _band(ax, own, column, scale, look[policy], policy)
+    _slo(axes[2], study, load)
+    for ax, (_, label, _) in zip(axes, PANELS, strict=True):
+        ax.set_ylabel(label, fontsize=8)
+        ax.set_ylim(bottom=0)
+    axes[-1].set_xlabel("Time since the end of the warm-up (s)")
+    figure.align_ylabels()
+    legend_of(figure, axes[1])
+    runs = tuple(run for own in logs.values() for run in own.runs)
+    caption = (
+        f"Load {load} over time: mean over the runs (line) and their range (band); latency and utilization as running "
+        f"means over {SMOOTH_S:g} s."
+    )
+    return finish(figure, f"time_{file_name(load)}", caption, runs, study.assumed)
 
 
 def convergence_figure(study: Study, source: Source) -> Drawing | None:
@@ -67,53 +99,38 @@ def convergence_figure(study: Study, source: Source) -> Drawing | None:
     return finish(figure, "convergence", caption, tuple(r.id for r in study.trainings), study.assumed)
 
 
-def _time_figure(
-    study: Study, load: str, tables: dict[str, dict[str, pd.DataFrame]], policies: list[str]
-) -> Drawing:
-    figure, axes = plt.subplots(len(PANELS), 1, figsize=(6.6, 6.0), sharex=True, height_ratios=[0.6, 1, 1, 1])
-    look = looks(policies)
-    for policy in policies:
-        for ax, (column, _, scale) in zip(axes, PANELS, strict=True):
-            _band(ax, list(tables[policy].values()), column, scale, look[policy], policy)
-    for ax, (_, label, _) in zip(axes, PANELS, strict=True):
-        ax.set_ylabel(label)
-        ax.set_ylim(bottom=0)
-    axes[-1].set_xlabel("Time since the end of the warm-up (s)")
-    _slo(axes[2], study, load)
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside upper left", ncols=len(policies))
-    runs = tuple(run for per in tables.values() for run in per)
-    caption = f"Load {load} over time: mean over the seeds (line) and their range (band), running mean over {SMOOTH_S:g} s."
-    return finish(figure, f"time_{_file_name(load)}", caption, runs, study.assumed)
+def _band(ax: Axes, logs: Series, column: str, scale: float, look: Look, label: str) -> None:
+    """Draw the mean over the runs at each tick and the range between the lowest and the highest run."""
+    values_RT = scale * _smooth(logs, column)
+    known_T = np.isfinite(values_RT).any(axis=0)
+    t_s_T, values_RT = logs.t_s_T[known_T], values_RT[:, known_T]
+    ax.plot(t_s_T, np.nanmean(values_RT, axis=0), color=look.colour, ls=look.line, label=label, lw=1.3,
+            marker=look.marker, ms=3.5, mfc=look.colour if look.filled else "white", markevery=0.17)  # fmt: skip
+    if len(values_RT) > 1:
+        ax.fill_between(t_s_T, np.nanmin(values_RT, axis=0), np.nanmax(values_RT, axis=0), color=look.colour, alpha=0.16,
+                        lw=0)  # fmt: skip
 
 
-def _band(ax: Axes, tables: list[pd.DataFrame], column: str, scale: float, look: Look, label: str) -> None:
-    """Draw the mean over the seeds at each tick and the range between the lowest and the highest seed."""
-    series = [_smooth(t.set_index(t["t_s"].round(3))[column] * scale) for t in tables if column in t]
-    if not series:
-        return
-    table = pd.concat(series, axis=1)
-    t_s = table.index.to_numpy()
-    ax.plot(t_s, table.mean(axis=1), color=look.colour, ls=look.line, label=label)
-    if len(series) > 1:
-        ax.fill_between(t_s, table.min(axis=1), table.max(axis=1), color=look.colour, alpha=0.16, lw=0)
-
-
-def _smooth(series: pd.Series[float]) -> pd.Series[float]:
+def _smooth(logs: Series, column: str) -> Floats:
     """Return the running mean over SMOOTH_S; a step function of few values (users, replicas) keeps its edges."""
-    steps = np.diff(series.index.to_numpy(dtype=float))
-    if len(steps) == 0 or series.name in ("users", "replicas_ready"):
-        return series
-    return series.rolling(max(1, round(SMOOTH_S / float(np.median(steps)))), min_periods=1).mean()
+    values_RT, step_s_T = logs.columns[column], np.diff(logs.t_s_T)
+    if len(step_s_T) == 0 or column in ("users", "replicas_ready"):
+        return values_RT
+    return series.running_mean(values_RT, max(1, round(SMOOTH_S / float(np.median(step_s_T)))))
+
+
+def slo_ms(study: Study, load: str) -> float | None:
+    """Return the latency objective in ms where all runs of the load agree on it, else None."""
+    slos = {t.params.get("reward.slo_s") for t in study.of(load=load)} - {None}
+    return 1000.0 * float(str(slos.pop())) if len(slos) == 1 else None
 
 
 def _slo(ax: Axes, study: Study, load: str) -> None:
-    """Draw the latency objective where all runs of the load agree on it."""
-    slos = {t.params.get("reward.slo_s") for t in study.of(load=load)} - {None}
-    if len(slos) == 1:
-        slo_ms = 1000.0 * float(str(slos.pop()))
-        ax.axhline(slo_ms, color="#444444", lw=0.9, ls=(0, (4, 3)))
+    """Draw the latency objective."""
+    if (objective := slo_ms(study, load)) is not None:
+        ax.axhline(objective, color="#444444", lw=0.9, ls=(0, (4, 3)))
         ax.annotate(
-            "SLO", (1.0, slo_ms), xycoords=("axes fraction", "data"), fontsize=7, ha="right", va="bottom"
+            "SLO", (1.0, objective), xycoords=("axes fraction", "data"), fontsize=7, ha="right", va="bottom"
         )
 
 
@@ -128,10 +145,7 @@ def _curve(ax: Axes, source: Source, record: Record, metric: str, i: int) -> Non
     ax.plot(thousands, values, color=colour, ls=LINES[i % len(LINES)], lw=1.2)
     ax.plot(thousands[-1:], values[-1:], MARKERS[i % len(MARKERS)], color=colour, ms=6, mew=1.3, ls="none",
             mfc=colour if converged else "white", label=label)  # fmt: skip
-    low, high = source.series(record.id, f"{metric}_low"), source.series(record.id, f"{metric}_high")
-    if len(low[1]) == len(high[1]) == len(steps):
-        ax.fill_between(thousands, low[1], high[1], color=colour, alpha=0.14, lw=0)
-
-
-def _file_name(load: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in load)
+    if {f"{metric}_low", f"{metric}_high"} <= record.metrics.keys():
+        (_, low), (_, high) = (source.series(record.id, f"{metric}_{end}") for end in ("low", "high"))
+        if len(low) == len(high) == len(steps):
+            ax.fill_between(thousands, low, high, color=colour, alpha=0.14, lw=0)

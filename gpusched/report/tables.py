@@ -1,4 +1,4 @@
-"""Tables as data: every number names the runs behind it. Written as CSV (SI units), LaTeX (booktabs) and Markdown."""
+"""Tables as data: a number without a run behind it cannot be made. Written as CSV (SI units) and Markdown."""
 
 from __future__ import annotations
 
@@ -9,31 +9,34 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "±": r"$\pm$", "–": "--", "—": "---",
-    "<": "$<$", ">": "$>$", "×": r"$\times$", "∞": r"$\infty$", "≥": r"$\geq$", "α": r"$\alpha$", "·": r"$\cdot$",
-    "†": r"\dag{}", "\u2009": r"\,", "’": "'", "“": "``", "”": "''", "…": r"\ldots{}",
-}  # fmt: skip
+MANY = 100
+"""More runs than this are only counted under a table in Markdown; provenance.json names them."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Cell:
-    """One cell: the text shown, the values stored (CSV columns by suffix), and the runs they come from."""
+    """One cell: the text shown, the values stored (CSV columns by suffix), and the runs they come from.
+
+    Raises ValueError for a number without runs: what nobody measured is not printed.
+    """
 
     text: str
     values: dict[str, float | int | str] = field(default_factory=dict)
     runs: tuple[str, ...] = ()
     kind: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.runs and not all(isinstance(value, str) for value in self.values.values()):
+            raise ValueError(f"no run stands behind {self.text!r}")
 
-def words(text: str, kind: str = "") -> Cell:
-    """Return a cell without numbers: a name, a label."""
-    return Cell(text=text, values={"": text}, kind=kind)
+
+def words(text: str, kind: str = "", runs: Iterable[str] = ()) -> Cell:
+    """Return a cell of words. Where they hold a number, name its runs: only what names a row goes without."""
+    return Cell(text=text, values={"": text}, runs=tuple(runs), kind=kind)
 
 
 def figures(text: str, values: Mapping[str, float | int | str], runs: Iterable[str], kind: str = "") -> Cell:
-    """Return a cell with numbers. Raises ValueError without runs: a number nobody measured is not printed."""
+    """Return a cell with numbers. Raises ValueError without runs."""
     behind = tuple(runs)
     if not behind:
         raise ValueError(f"no run stands behind {text!r}")
@@ -42,7 +45,11 @@ def figures(text: str, values: Mapping[str, float | int | str], runs: Iterable[s
 
 @dataclass(kw_only=True)
 class Table:
-    """A table: columns as (key, title), rows of as many cells, the first `labels` of which name the row."""
+    """A table: columns as (key, title), rows of as many cells, the first `labels` of which name the row.
+
+    Raises ValueError for a row of another length, and for a cell beside the labels that shows a digit and
+    names no run.
+    """
 
     name: str
     title: str
@@ -52,8 +59,14 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if any(len(row) != len(self.columns) for row in self.rows):
-            raise ValueError(f"table {self.name}: a row has another number of cells than there are columns")
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"table {self.name}: a row has another number of cells than there are columns"
+                )
+            for (key, _), cell in zip(self.columns[self.labels :], row[self.labels :], strict=True):
+                if not cell.runs and any(c.isdigit() for c in cell.text):
+                    raise ValueError(f"table {self.name}, column {key}: no run stands behind {cell.text!r}")
 
     @property
     def runs(self) -> list[str]:
@@ -73,21 +86,6 @@ def to_csv(table: Table) -> str:
     return out.getvalue()
 
 
-def to_latex(table: Table) -> str:
-    """Return a booktabs tabular with caption, notes and the runs, ready to be \\input."""
-    align = "l" * table.labels + "r" * (len(table.columns) - table.labels)
-    head = " & ".join(latex(title) for _, title in table.columns)
-    body = "\n".join(" & ".join(latex(cell.text) for cell in row) + r" \\" for row in table.rows)
-    notes = "".join(f"\n\\par\\footnotesize {latex(note)}" for note in table.notes)
-    return (
-        f"% Needs \\usepackage{{booktabs}}. Runs: {' '.join(table.runs)}\n"
-        "\\begin{table}\n\\centering\n"
-        f"\\caption{{{latex(table.title)}}}\n\\label{{tab:{table.name}}}\n"
-        f"\\begin{{tabular}}{{{align}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}"
-        f"{notes}\n\\par\\footnotesize Runs: {', '.join(run[:8] for run in table.runs)}.\n\\end{{table}}\n"
-    )
-
-
 def to_markdown(table: Table) -> str:
     """Return a pipe table with its notes and runs."""
     align = [":--"] * table.labels + ["--:"] * (len(table.columns) - table.labels)
@@ -98,7 +96,9 @@ def to_markdown(table: Table) -> str:
     ]
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     notes = "".join(f"\n\n{note}" for note in table.notes)
-    return f"{text}{notes}\n\nRuns: {', '.join(f'`{run}`' for run in table.runs)}\n"
+    named = ", ".join(f"`{run}`" for run in table.runs)
+    runs = named if len(table.runs) <= MANY else f"{len(table.runs)}, named in provenance.json"
+    return f"{text}{notes}\n" + (f"\nRuns: {runs}\n" if table.runs else "")
 
 
 def provenance(table: Table) -> list[dict[str, Any]]:
@@ -114,11 +114,6 @@ def provenance(table: Table) -> list[dict[str, Any]]:
         for (key, _), cell in zip(table.columns, row, strict=True)
         if cell.runs
     ]
-
-
-def latex(text: str) -> str:
-    """Return the text with everything LaTeX reads as a command escaped."""
-    return "".join(LATEX.get(c, c) for c in text)
 
 
 def _record(table: Table, row: list[Cell]) -> dict[str, str]:

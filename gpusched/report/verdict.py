@@ -46,7 +46,9 @@ NOTES = (
     "by design; read it together with the difference itself.",
     "Detectable: the true difference that this number of pairs finds with 80 % power at Holm’s first step "
     "({first_step}). Pairs needed: how many would find the observed difference as surely.",
-    "P(improvement): the chance that a trial of one beats a trial of the other, ties half, without pairing.",
+    "g (seeds): the same difference in standard deviations of one policy’s seeds (g_av), which pairing does not make large.",
+    "P(improvement): the chance that a seed of {c} beats a seed of {b}, ties half, without pairing; score interval, too wide "
+    "where both met the same users.",
 )
 
 
@@ -76,14 +78,13 @@ class LoadVerdict:
 
 def verdicts(comparison: Comparison) -> list[LoadVerdict]:
     """Return the verdict of every compared load."""
-    loads = list(dict.fromkeys(row.load for row in comparison.rows))
     return [
         LoadVerdict(
             load=load,
             summary=_summary(comparison, load),
             findings=[finding(row, comparison) for row in comparison.rows if row.load == load],
         )
-        for load in loads
+        for load in comparison.loads
     ]
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from made_up import MadeUp
+from memory import Memory
 
 from gpusched.tracking.store import Store
 
@@ -26,3 +27,9 @@ def own(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A copy that the tests of a file may write further studies to."""
     folder = shutil.copytree(filled, tmp_path_factory.mktemp("own") / "mlruns")
     return Store(f"sqlite:///{folder}/mlflow.db")
+
+
+@pytest.fixture
+def memory() -> Memory:
+    """An empty store that is quick to write to."""
+    return Memory()

@@ -3,25 +3,14 @@
 import math
 
 import pytest
-from made_up import MadeUp
+from made_up import MadeUp, study_of
 
 from gpusched.core.kpi import HEADLINE
 from gpusched.report import verdict
 from gpusched.report.compare import Comparison, compare
-from gpusched.report.dataset import Study, Trial, load
+from gpusched.report.dataset import load
 from gpusched.report.measures import REWARD, difference_unit, measure, number, p_text
 from gpusched.tracking.store import Store
-
-
-def study_of(values: dict[str, dict[str, list[float]]], loads: tuple[str, ...] = ("low",)) -> Study:
-    """Return a study without a store: {policy: {metric: [value per seed]}}, other metrics missing."""
-    blank = dict.fromkeys((*HEADLINE, REWARD), math.nan)
-    trials = [
-        Trial(id=f"{policy}-{load_}-{seed}", policy=policy, load=load_, seed=seed, tags={}, params={},
-              values=blank | {metric: v[seed] for metric, v in metrics.items()})
-        for policy, metrics in values.items() for load_ in loads for seed in range(len(next(iter(metrics.values()))))
-    ]  # fmt: skip
-    return Study(name="s", trials=trials)
 
 
 @pytest.fixture(scope="module")

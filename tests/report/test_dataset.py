@@ -4,7 +4,7 @@ import pytest
 from made_up import MadeUp
 
 from gpusched.core.errors import InputError
-from gpusched.core.kpi import HEADLINE
+from gpusched.core.kpi import HEADLINE, KPIS
 from gpusched.report.caveats import caveats, listed
 from gpusched.report.dataset import Study, Trial, load, newest_study
 from gpusched.report.measures import REWARD
@@ -38,8 +38,8 @@ def test_a_plain_study(store: Store) -> None:
     assert [r.tags["seed"] for r in study.trainings] == ["0", "1", "2", "3", "4"]
     assert study.assumed[0] == "client_tail_sigma"
     frame = study.frame()
-    assert list(frame.columns) == ["run_id", "policy", "load", "seed", "metric", "value"]
-    assert len(frame) == 20 * 21
+    assert list(frame.columns) == ["run_id", "policy", "load", "seed", "episode", "metric", "value"]
+    assert len(frame) == 20 * (len(KPIS) + 1)
 
 
 def test_made_up_runs_never_enter_a_report(store: Store) -> None:

@@ -76,6 +76,44 @@ def test_holm_by_hand() -> None:
     assert np.isnan(s.holm([math.nan])).all() and len(s.holm([])) == 0
 
 
+def test_holm_agrees_with_statsmodels() -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    rng = np.random.default_rng(2)
+    for p_M in (rng.random(24) ** 3, rng.random(7).round(1), np.zeros(3), np.ones(2)):  # with ties
+        np.testing.assert_allclose(s.holm(p_M), multipletests(p_M, method="holm")[1], atol=1e-12)
+
+
+def test_holm_keeps_the_rate_of_any_false_finding() -> None:
+    rng, studies, tests = np.random.default_rng(3), 4000, 20
+    shared = rng.normal(size=(studies, 1))  # tests of one study are correlated
+    z = 0.6 * shared + 0.8 * rng.normal(size=(studies, tests))
+    from scipy import stats
+
+    any_false = np.mean([np.any(s.holm(p_M) < 0.05) for p_M in 2 * stats.norm.sf(np.abs(z))])
+    assert any_false < 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
+
+
+def test_welch_keeps_its_rate_under_unequal_variances() -> None:
+    rng, runs = np.random.default_rng(4), 4000
+    p_R = [
+        s.welch(a, b) for a, b in zip(rng.normal(0, 1, (runs, 8)), rng.normal(0, 4, (runs, 8)), strict=True)
+    ]
+    assert np.mean(np.array(p_R) < 0.05) == pytest.approx(0.05, abs=0.01)
+
+
+def test_g_av_by_hand() -> None:
+    # means 5 and 1, variances 13 and 0: 4 / √6.5, times J(2) = 1/√π
+    assert s.paired([2.0, 4.0, 9.0], [1.0, 1.0, 1.0]).g_av == pytest.approx(
+        4 / math.sqrt(6.5 * math.pi), abs=EXACT
+    )
+    assert math.isnan(s.hedges_g_av([1.0, 1.0, 1.0], [2.0, 2.0, 2.0]))
+    # Pairing makes g large and leaves g_av alone.
+    base = [1.0, 5.0, 9.0, 13.0, 17.0]
+    near = s.paired([x + 1 + e for x, e in zip(base, (0.1, -0.1, 0.0, 0.1, -0.1), strict=True)], base)
+    assert near.g > 5 > 0.2 > near.g_av > 0
+
+
 def test_power_as_gpower_gives_it() -> None:
     # G*Power 3.1 manual, "difference between two dependent means": dz 0.421637, N 50, two-sided 5 %: power 0.832114.
     assert s._power(0.421637, 50, 0.05) == pytest.approx(0.832114, abs=1e-6)
@@ -98,14 +136,43 @@ def test_detectable_difference_is_where_power_is_eighty_percent() -> None:
 
 
 def test_probability_of_improvement_by_hand() -> None:
-    assert s.improvement([1, 2, 3], [2, 2, 0], better=1) == pytest.approx(
-        (1 + 2 + 3 - 0 + 0) / 9 + 0 / 9, abs=0.34
-    )
+    # 1 beats 0; 2 beats 0 and ties twice; 3 beats all: (1 + 1 + 2/2 + 3) / 9
+    assert s.improvement([1, 2, 3], [2, 2, 0], better=1) == pytest.approx(6 / 9, abs=EXACT)
     assert s.improvement([3.0], [1.0, 3.0], better=1) == 0.75
     assert s.improvement([3.0], [1.0, 3.0], better=-1) == 0.25
     assert math.isnan(s.improvement([3.0], [1.0], better=0)) and math.isnan(
         s.improvement([], [1.0], better=1)
     )
+
+
+@pytest.mark.parametrize(("share", "n", "m"), [(1.0, 5, 5), (0.0, 5, 3), (0.72, 5, 5), (0.5, 30, 12)])
+def test_interval_of_the_probability_of_improvement_solves_the_score_equation(
+    share: float, n: int, m: int
+) -> None:
+    # Newcombe (2006): the bounds p with (share - p)² = z²·V(p), V of Hanley & McNeil (1982) with both n - 1 and m - 1
+    # replaced by their mean.
+    low, high = s.improvement_interval(share, n, m)
+    assert 0.0 <= low <= share <= high <= 1.0
+    for p in {low, high} - {share}:
+        q1, q2, k = p / (2 - p), 2 * p * p / (1 + p), (n + m) / 2 - 1
+        variance = (p * (1 - p) + k * (q1 - p * p) + k * (q2 - p * p)) / (n * m)
+        assert (share - p) ** 2 == pytest.approx(1.959963984540054**2 * variance, abs=1e-10)
+    mirrored = s.improvement_interval(1.0 - share, n, m)
+    assert (1.0 - mirrored[1], 1.0 - mirrored[0]) == pytest.approx((low, high), abs=1e-9)
+    assert all(map(math.isnan, s.improvement_interval(math.nan, 5, 5)))
+
+
+@pytest.mark.parametrize("effect", [0.0, 1.0, 2.0])
+def test_coverage_of_the_probability_of_improvement(effect: float) -> None:
+    from scipy import stats
+
+    rng, runs, n = np.random.default_rng(12), 8000, 5
+    a_RS, b_RS = rng.normal(effect, 1.0, (runs, n)), rng.normal(0.0, 1.0, (runs, n))
+    share_R = (a_RS[:, :, None] > b_RS[:, None, :]).mean(axis=(1, 2)).round(12)
+    bounds = {x: s.improvement_interval(x, n, n) for x in set(share_R.tolist())}
+    low_R, high_R = np.array([bounds[x] for x in share_R.tolist()]).T
+    true = stats.norm.cdf(effect / math.sqrt(2))
+    assert np.mean((low_R <= true) & (true <= high_R)) == pytest.approx(0.95, abs=0.02)  # an approximation
 
 
 def test_gaps_are_said_and_give_no_p() -> None:
