@@ -91,7 +91,8 @@ class Book:
 
     def age_s(self, now_s: float) -> float:
         """Return the age of the newest sample, inf without one."""
-        return now_s - self.scraped_s
+        # A sample may be taken a moment after the tick it is read in.
+        return max(now_s - self.scraped_s, 0.0)
 
     def cpu_cores(self) -> float:
         """Return the CPU limit of one replica."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from gpusched.core.audit import Audit
 from gpusched.core.controls import Controls, HPASpec
-from gpusched.core.errors import ClusterError, InputError, refuse
+from gpusched.core.errors import ClusterError, GpuschedError, InputError, refuse
 from gpusched.core.logs import RequestLog, TickLog
 from gpusched.core.observation import Observation, Outcome
 from gpusched.core.ports import Cluster, Episode
@@ -210,7 +210,10 @@ class LiveCluster(Cluster):
         try:
             yield
         except BaseException:
-            self.close()
+            try:
+                self.close()
+            except GpuschedError as left:  # the first error, or Ctrl-C, is the one to tell
+                log.error("%s", left)
             raise
 
     @property

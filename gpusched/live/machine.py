@@ -15,7 +15,7 @@ COMMAND_S = 10.0
 """Longest a tool of the system may take to answer."""
 DISK_FAIL_BYTES, DISK_WARN_BYTES = 1e9, 5e9
 MEMORY_WARN_BYTES = 2e9
-SERVERS = ("tritonserver", "triton_python_backend_stub")
+SERVERS = ("tritonserver", "triton_python_backend_stub", "nvidia-cuda-mps-server")
 """Processes on the GPU that are the service's own."""
 SLOW_REASONS = ("hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown")
 """nvidia-smi's reasons for lowered clocks that spoil a measurement; idling and the power cap of normal work do not."""
