@@ -81,7 +81,9 @@ class Store:
         own = {"kind": kind, "study": study, **_shown(tags, parent)}
         with told(self.where):
             all_tags = {**{key: cut(value) for key, value in tags.items()}, **own}
-            made = self._client.create_run(self._experiment(study), run_name=cut(name, NAME_CHARS), tags=all_tags)
+            made = self._client.create_run(
+                self._experiment(study), run_name=cut(name, NAME_CHARS), tags=all_tags
+            )
             run = Run(self._client, made.info.run_id, self.where)
         run.params(params)
         return run

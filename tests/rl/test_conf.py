@@ -26,7 +26,8 @@ def config(*overrides: str, **values: Any) -> Any:
     for key, value in values.items():
         OmegaConf.update(tree.policy, key, value)
     OmegaConf.resolve(tree)
-    del tree.policy["_target_"]
+    for key in ("_target_", "train_cluster", "shadow", "max_change", "cooldown_s"):  # not the policy's own
+        del tree.policy[key]
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PPO.Config), tree.policy))
 
 
