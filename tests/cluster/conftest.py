@@ -33,8 +33,14 @@ CLUSTERS = {
 }
 
 
+def slow(name: str) -> list[pytest.MarkDecorator]:
+    """Mark what takes wall time: everything but the simulator."""
+    return [] if name == "sim" else [pytest.mark.slow]
+
+
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=one.MARKS) for name, one in CLUSTERS.items()]
+    scope="module",
+    params=[pytest.param(name, marks=[*one.MARKS, *slow(name)]) for name, one in CLUSTERS.items()],
 )
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     """One cluster under contract, with what it needs running."""

@@ -16,6 +16,8 @@ from gpusched.cluster.microk8s.hold import Hold
 from gpusched.cluster.microk8s.ready import rolled_out
 from gpusched.core.errors import ClusterError
 
+pytestmark = pytest.mark.slow  # wall time
+
 
 @pytest.fixture
 def emulator() -> Iterator[Emulator]:

@@ -18,6 +18,8 @@ from gpusched.policy.tuned import Tuned
 from gpusched.rl import search
 from gpusched.tracking.store import Found, Store
 
+pytestmark = pytest.mark.slow
+
 TUNED = ("hpa_tuned", "keda", "predictive", "table")
 TINY = [
     "policy.search.frames=400", "policy.search.episodes=4", "policy.search.batch=2", "policy.search.finalists=2",

@@ -24,6 +24,8 @@ from gpusched.core.trial import TrialSpec
 from gpusched.live.book import Mean
 from gpusched.live.state import ReplicaState
 
+pytestmark = pytest.mark.slow  # wall time
+
 QUIET = steady(0)
 """No users of ours: no load process, so a test is quick."""
 QUICK = TrialSpec(duration_s=2.0, warmup_s=0.4, control_s=0.4, tick_s=0.2, start_replicas=2)

@@ -235,6 +235,8 @@ sys.path.insert(0, sys.argv[1])
 from triton_double import TritonDouble
 from test_users import plan, steady
 from gpusched.live.load import Load
+
+pytestmark = pytest.mark.slow  # wall time
 load = Load(plan(TritonDouble(), steady(5)), 2)
 load.start()
 load.begin(time.monotonic())

@@ -22,6 +22,8 @@ from gpusched.report.pricemap import breakeven_figure, price_axis
 from gpusched.report.profiles import profile_figure
 from gpusched.report.quantiles import quantile_figure
 
+pytestmark = pytest.mark.slow
+
 UNITS = re.compile(r"\(.+\)|Load|Normal quantile|Standardised difference")
 """Axes of names and of quantities without a unit."""
 

@@ -16,6 +16,8 @@ from test_report import report as report
 from gpusched.report.analysis import Choice
 from gpusched.report.build import Report, build
 
+pytestmark = pytest.mark.slow
+
 SCREENS = Path(os.environ.get("GPUSCHED_CI_OUT", Path(__file__).resolve().parents[2] / "outputs" / "ci"))
 """Where screenshots are kept; git ignores it, CI stores it."""
 WIDE, HIGH = 1440, 900

@@ -157,9 +157,7 @@ def test_a_write_to_a_locked_database_is_told_too(mlruns: Path, monkeypatch: pyt
         run.params({"a": 1})
 
 
-@pytest.mark.parametrize(
-    "address", ["mlruns", "file:///x", "sqlite://", "sqlite:///:memory:", "mysql://h/d"]
-)
+@pytest.mark.parametrize("address", ["mlruns", "file:///x", "sqlite://", "sqlite:///:memory:", "mysql://h/d"])
 def test_another_kind_of_address(address: str) -> None:
     with pytest.raises(InputError, match=r"tracking.uri = .* must be sqlite:///"):
         Store(address)
