@@ -15,7 +15,7 @@ from gpusched.job.trial import live, verdicts
 from gpusched.tracking.store import Store
 
 CONF = Path(__file__).parents[1] / "conf"
-KINDS = ("job", "policy", "guard", "load", "reward", "action", "service", "cluster")
+KINDS = ("job", "policy", "guard", "fault", "load", "reward", "action", "service", "cluster")
 SHORT = ["trial.duration_s=60", "trial.warmup_s=30"]
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gpusched.core.audit import Audit
 from gpusched.core.check import Check
 from gpusched.core.controls import Controls, Limits
+from gpusched.core.fault import FaultPlan
 from gpusched.core.load import LoadPlan
 from gpusched.core.logs import RequestLog, TickLog
 from gpusched.core.observation import Observation, Outcome
@@ -39,6 +40,28 @@ class Load(Option, ABC):
     @abstractmethod
     def plan(self, duration_s: float, rng: np.random.Generator) -> LoadPlan:
         """Return the load over [0, duration_s), warm-up included."""
+
+
+class Fault(Option):
+    """Something that goes wrong after the warm-up, the same for every policy: it draws from the trial's stream.
+
+    What is not overridden stays as it is. Times are seconds from the start of the warm-up.
+    """
+
+    simulated: ClassVar[bool] = True
+    """True where only a simulator can let it happen."""
+
+    def on_service(self, service: Service, rng: np.random.Generator) -> Service:
+        """Return the service as it really behaves."""
+        return service
+
+    def on_plan(self, plan: LoadPlan, begin_s: float, end_s: float, rng: np.random.Generator) -> LoadPlan:
+        """Return the load as it really comes."""
+        return plan
+
+    def timeline(self, begin_s: float, end_s: float, rng: np.random.Generator) -> FaultPlan:
+        """Return what goes wrong between the end of the warm-up and the end of the trial."""
+        return FaultPlan()
 
 
 class Policy(Option, ABC):
@@ -92,10 +115,15 @@ class Action(Option, ABC):
 
 @dataclass(kw_only=True)
 class Episode:
-    """What one environment is to live through: its load and its own random stream."""
+    """What one environment is to live through: its load, its own random stream, and in a simulator what goes wrong.
+
+    `service` replaces the cluster's where it behaves otherwise than its profile says (same GPUs).
+    """
 
     plan: LoadPlan
     seed: np.random.SeedSequence
+    fault: FaultPlan | None = None
+    service: Service | None = None
 
 
 class Cluster(Option, ABC):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 from gpusched.core.logs import RequestLog, TickLog
 from gpusched.core.trial import TrialSpec
 
+Floats = NDArray[np.float64]
+
 DRAWS = 1000
+BIN = 1e-3
+"""Width of a latency bin in the draws, relative."""
 GOAL = {"p50_s": 0.05, "p95_s": 0.05, "p99_s": 0.10}
 """Largest error wanted below saturation; Vidur (Agrawal et al., MLSys 2024) reports less than 9 % at the median and the tail."""
 
@@ -33,12 +37,16 @@ class Case:
 class Block:
     """A stretch of a run: latencies of what was answered in it, and sums."""
 
-    latency_s_N: NDArray[np.float64]
+    latency_s_N: Floats
     span_s: float
     cpu_s: float
     ready_s: float
     lag_s: float
     queue_s: float
+
+    @property
+    def completed(self) -> int:
+        return len(self.latency_s_N)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,41 +62,53 @@ class Row:
     high: float
 
 
-def quantile(q: float) -> Callable[[Sequence[Block]], float]:
-    def of(blocks: Sequence[Block]) -> float:
-        every = np.concatenate([b.latency_s_N for b in blocks])
-        return float(np.quantile(every, q)) if len(every) else math.nan
-
-    return of
-
-
-def share(above: str, below: str) -> Callable[[Sequence[Block]], float]:
-    def of(blocks: Sequence[Block]) -> float:
-        total = sum(getattr(b, below) for b in blocks)
-        return float(sum(getattr(b, above) for b in blocks) / total) if total else math.nan
-
-    return of
-
-
-def per_request(blocks: Sequence[Block]) -> float:
-    done = sum(len(b.latency_s_N) for b in blocks)
-    return float(sum(b.queue_s for b in blocks) / done) if done else math.nan
-
-
-def rate(blocks: Sequence[Block]) -> float:
-    return sum(len(b.latency_s_N) for b in blocks) / sum(b.span_s for b in blocks)
-
-
-MEASURES: dict[str, Callable[[Sequence[Block]], float]] = {
-    "p50_s": quantile(0.50),
-    "p95_s": quantile(0.95),
-    "p99_s": quantile(0.99),
-    "throughput_rps": rate,
-    "utilisation": share("cpu_s", "ready_s"),
-    "queue_s": per_request,
-    "not_ready": share("lag_s", "span_s"),
+QUANTILES = {"p50_s": 0.50, "p95_s": 0.95, "p99_s": 0.99}
+RATIOS = {
+    "throughput_rps": ("completed", "span_s"),
+    "utilisation": ("cpu_s", "ready_s"),
+    "queue_s": ("queue_s", "completed"),
+    "not_ready": ("lag_s", "span_s"),
 }
-"""utilisation: CPU seconds per second of a ready replica; not_ready: replicas asked for and not ready, time average."""
+"""Sums above and below. utilisation: CPU seconds per second of a ready replica; not_ready: replicas asked for and not
+ready, time average."""
+MEASURES = (*QUANTILES, *RATIOS)
+
+
+def measured(blocks: Sequence[Block]) -> dict[str, float]:
+    """Return every measure of the blocks together."""
+    every_s_N = np.concatenate([b.latency_s_N for b in blocks])
+    found = {
+        name: float(np.quantile(every_s_N, q)) if len(every_s_N) else math.nan
+        for name, q in QUANTILES.items()
+    }
+    for name, (above, below) in RATIOS.items():
+        total = sum(getattr(b, below) for b in blocks)
+        found[name] = sum(getattr(b, above) for b in blocks) / total if total else math.nan
+    return found
+
+
+def drawn(blocks: Sequence[Block], weight_DB: Floats) -> dict[str, Floats]:
+    """Return every measure [D] of draws in which block B counts weight_DB times; quantiles to 0.1 %."""
+    found = {}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for name, (above, below) in RATIOS.items():
+            sums_D = [
+                weight_DB @ np.array([getattr(b, key) for b in blocks], dtype=float) for key in (above, below)
+            ]
+            found[name] = sums_D[0] / sums_D[1]
+    logs = [np.log(np.maximum(b.latency_s_N, 1e-6)) for b in blocks]
+    low, high = min(x.min(initial=0.0) for x in logs), max(x.max(initial=-20.0) for x in logs)
+    edges = np.linspace(low, max(high, low) + BIN, 2 + int((max(high, low) - low) / BIN))
+    below_DK = np.cumsum(weight_DB @ np.array([np.histogram(x, edges)[0] for x in logs], dtype=float), axis=1)
+    for name, q in QUANTILES.items():
+        bin_D = (below_DK < q * below_DK[:, -1:]).sum(axis=1)
+        found[name] = np.exp(edges[np.minimum(bin_D, len(edges) - 2)] + 0.5 * BIN)
+    return found
+
+
+def weights(blocks: int, rng: np.random.Generator) -> Floats:
+    """Return how often each of the blocks is drawn, with replacement, [DRAWS, blocks]."""
+    return rng.multinomial(blocks, np.full(blocks, 1.0 / blocks), DRAWS).astype(float)
 
 
 def blocks(requests: RequestLog, ticks: TickLog, spec: TrialSpec) -> list[Block]:
@@ -126,25 +146,22 @@ def compare(case: Case, real: Sequence[Block], simulated: Sequence[Block]) -> li
     rng = np.random.default_rng(0)
     # Before and after a scaling are two populations: drawn apart.
     half = len(real) // 2 if len(set(case.replicas_S)) > 1 else len(real)
-    parts = [part for part in (real[:half], real[half:]) if part]
-
-    def again(some: Sequence[Block]) -> list[Block]:
-        return [some[i] for i in rng.integers(0, len(some), len(some))]
-
-    pairs = [([b for part in parts for b in again(part)], again(simulated)) for _ in range(DRAWS)]
+    parts = [weights(n, rng) for n in (half, len(real) - half) if n]
+    real_D, sim_D = drawn(real, np.hstack(parts)), drawn(simulated, weights(len(simulated), rng))
+    one, other = measured(real), measured(simulated)
     rows = []
-    for name, of in MEASURES.items():
+    for name in MEASURES:
         with np.errstate(divide="ignore", invalid="ignore"):
-            drawn = np.array([np.divide(of(s), of(r)) - 1.0 for r, s in pairs])
-            error = float(np.divide(of(simulated), of(real)) - 1.0)
-        drawn = drawn[np.isfinite(drawn)]
-        low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (math.nan, math.nan)
+            error_D = sim_D[name] / real_D[name] - 1.0
+            error = float(np.divide(other[name], one[name]) - 1.0)
+        error_D = error_D[np.isfinite(error_D)]
+        low, high = np.quantile(error_D, [0.025, 0.975]) if len(error_D) else (math.nan, math.nan)
         rows.append(
             Row(
                 case=case.name,
                 measure=name,
-                real=of(real),
-                sim=of(simulated),
+                real=one[name],
+                sim=other[name],
                 error=error,
                 low=float(low),
                 high=float(high),

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gpusched.core.controls import Limits
 from gpusched.core.errors import InputError, did_you_mean, refuse
 from gpusched.core.hypotheses import Hypotheses
-from gpusched.core.ports import Action, Cluster, Load, Option, Policy, Reward
+from gpusched.core.ports import Action, Cluster, Fault, Load, Option, Policy, Reward
 from gpusched.core.service import Service
 from gpusched.core.trial import TrialSpec
 from gpusched.job.setup import Job, Setup
@@ -31,6 +31,7 @@ BASES: dict[str, type] = {
     "policy": Policy,
     "load": Load,
     "train_load": Load,
+    "fault": Fault,
     "reward": Reward,
     "action": Action,
     "service": Service,
@@ -99,6 +100,7 @@ def setup(config: DictConfig, choices: Mapping[str, str], overrides: Sequence[st
         guard=guard,
         hypotheses=root.hypotheses,
         load=option(plain["load"], Load, "load"),
+        fault=option(plain["fault"], Fault, "fault"),
         reward=option(plain["reward"], Reward, "reward"),
         action=action,
         service=service,
@@ -106,7 +108,7 @@ def setup(config: DictConfig, choices: Mapping[str, str], overrides: Sequence[st
         cluster_config=cluster_config,
         simulator_type=sim_type,
         simulator_config=sim_config,
-        names={group: label(group, choices, overrides) for group in groups if group != "job"},
+        names=names([group for group in groups if group != "job"], choices, overrides),
         load_name=choices["load"],
         train_name=choices.get("load@policy.train_load", ""),
         config=plain,
@@ -248,6 +250,14 @@ def label(group: str, choices: Mapping[str, str], overrides: Sequence[str]) -> s
     return choices.get(group, "none") + (f"[{','.join(values)}]" if values else "")
 
 
+def names(groups: Sequence[str], choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:
+    """Return how runs are labelled. A fault makes another load of it: what is compared met the same."""
+    found = {group: label(group, choices, overrides) for group in groups}
+    if choices.get("fault", "none") != "none":
+        found["load"] += f"+{found['fault']}"
+    return found
+
+
 def limits(trial: TrialSpec, service: Service, action: Action) -> Limits:
     """Return what a policy may set: what the action names, and the service profile's one value otherwise."""
     offered = {key: getattr(action.config, key, None) for key in ("cpu_cores", "instances", "gpu_shares")}
@@ -266,6 +276,8 @@ def check(made: Setup) -> None:
         raise InputError(
             "policy.train_cluster: must be simulated; a real one has one environment and wall time."
         )
+    if made.cluster_type.real and made.fault.simulated:
+        raise InputError("fault: only a simulated cluster can let it happen. Choose cluster=sim.")
     if made.policy.hindsight and made.cluster_type.real:
         raise InputError(
             "policy: knows the future, which only a simulated cluster can tell. Choose cluster=sim."

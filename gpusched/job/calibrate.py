@@ -262,11 +262,17 @@ def header(setup: Setup, config: CalibrateJob.Config, seen: Measured) -> str:
         f"Machine: {seen.server}; load average afterwards {os.getloadavg()[0]:.1f}.",
         f"Model: {getattr(setup.cluster_config, 'onnx', '') or 'as deployed (local: MobileNetV4-conv-small, random weights)'}, "
         f"input {io.dtype + ' ' + str(io.shape) if io else '?'}.",
+        *(["EMULATED: batches slept, nothing was inferred."] if emulated(setup) else []),
         f"Users without think time: {config.users}, {config.repeats} stretches of {config.step_s:g} s each.",
         *_leftovers(setup, seen),
         "measured: here; reported: configured or documented; assumed: taken over from the profile it was made from.",
     ]
     return "".join(f"# {line}\n" for line in lines)
+
+
+def emulated(setup: Setup) -> bool:
+    """Whether the cluster only passes the time that inference would take."""
+    return any(getattr(setup.cluster_config, key, 0.0) > 0 for key in ("emulate_alpha_s", "emulate_beta_s"))
 
 
 def _leftovers(setup: Setup, seen: Measured) -> list[str]:

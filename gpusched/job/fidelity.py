@@ -25,7 +25,7 @@ from gpusched.core.seeds import child, stream
 from gpusched.core.service import Service
 from gpusched.core.trial import TrialSpec
 from gpusched.job import measure
-from gpusched.job.agreement import MEASURES, Block, Case, Row, blocks, compare, markdown, merged, rate
+from gpusched.job.agreement import MEASURES, Block, Case, Row, blocks, compare, markdown, measured, merged
 from gpusched.job.calibrate import machine
 from gpusched.job.setup import Chore, Result, Setup
 from gpusched.tracking.provenance import provenance
@@ -135,7 +135,7 @@ class FidelityJob(Chore):
 
         def enough(users: int) -> bool:
             found = self.simulated(setup, replace(draft, users=users), SEARCH_EPISODES, seed)
-            return rate(found) >= wanted_rps
+            return measured(found)["throughput_rps"] >= wanted_rps
 
         high = max(2, round(wanted_rps * (self.config.think_max_s + 0.1)))
         while not enough(high) and high < 10_000:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from gpusched.core.errors import GateError
 from gpusched.job.measure import Stretch
 
-DRAWS = 2000
+DRAWS = 1000
 LEVEL = 0.95
 SIGMA_MIN, SIGMA_MAX = 0.05, 4.0
+LEAST_S = 1e-5
 Z95, Z99 = 1.6448536269514722, 2.3263478740408408
 """Standard normal quantiles."""
 
@@ -89,9 +90,12 @@ def client(stretches: Sequence[Stretch], held_s: float) -> NDArray[np.float64]:
     with what the simulator has: a constant and one lognormal.
     """
     p50, p95, p99 = np.quantile(np.concatenate([s.latency_s_N for s in stretches]), [0.5, 0.95, 0.99])
+    above_s = max(p50 - held_s, LEAST_S)  # what constant and tail share at the median
     sigma = _sigma((p99 - p50) / max(p95 - p50, 1e-12))
     median_s = (p95 - p50) / np.expm1(Z95 * sigma)
-    return np.array([max(p50 - held_s - median_s, 0.0), median_s, sigma])
+    if median_s > above_s:  # a tail that short has no such median: it gives p50 and p95, and p99 as it comes
+        median_s, sigma = above_s, max(np.log1p((p95 - p50) / above_s) / Z95, SIGMA_MIN)
+    return np.array([above_s - median_s, median_s, sigma])
 
 
 def _sigma(ratio: float) -> float:

@@ -16,7 +16,7 @@ import gpusched
 from gpusched.core.controls import Limits
 from gpusched.core.hypotheses import Hypotheses
 from gpusched.core.load import LoadPlan
-from gpusched.core.ports import Action, Cluster, Episode, Future, Load, Option, Policy, Reward
+from gpusched.core.ports import Action, Cluster, Episode, Fault, Future, Load, Option, Policy, Reward
 from gpusched.core.seeds import child, stream
 from gpusched.core.service import Service
 from gpusched.core.trial import TrialSpec
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gpusched.tracking.store import Store
 
 PACKAGE = Path(gpusched.__file__).parent
-DECIDING = ("core", "live", "sim", "cluster", "load", "reward", "action", "policy", "rl")
+DECIDING = ("core", "live", "sim", "cluster", "load", "fault", "reward", "action", "policy", "rl")
 """The rooms whose code decides a trial's numbers; the others only write them down."""
 ASIDE = ("tracking", "resume", "job", "hypotheses")
 """Configuration that changes no number of a trial."""
@@ -54,6 +54,7 @@ class Setup:
     guard: GuardConfig
     hypotheses: Hypotheses
     load: Load
+    fault: Fault
     reward: Reward
     action: Action
     service: Service
@@ -88,20 +89,31 @@ class Setup:
 
     @cached_property
     def _streams(self) -> list[np.random.SeedSequence]:
-        """One stream each for the load, the cluster and the policy; no policy's name enters."""
+        """One stream each for the load, the cluster, the policy and the fault; no policy's name enters."""
         own = stream(self.study, self.load_name, self.seed, "trial")
-        # The first episode has the children 0..2 of the seed's stream, each later one a child's children.
-        return (child(own, 2 + self.repeat) if self.repeat else own).spawn(3)
+        # The first episode has the children 0..3 of the seed's stream, each later one a child's children.
+        return (child(own, 3 + self.repeat) if self.repeat else own).spawn(4)
 
     @cached_property
     def plan(self) -> LoadPlan:
         """The users or arrivals of the trial, warm-up included."""
-        return self.load.plan(self.spec.end_s, np.random.default_rng(self._streams[0]))
+        spec = self.spec
+        plan = self.load.plan(spec.end_s, np.random.default_rng(self._streams[0]))
+        return self.fault.on_plan(plan, spec.warmup_s, spec.end_s, self._fault_rng(0))
+
+    def _fault_rng(self, part: int) -> np.random.Generator:
+        """What a fault draws with; each part has a stream of its own, so asking for one moves no other."""
+        return np.random.default_rng(child(self._streams[3], part))
 
     @property
     def episode(self) -> Episode:
         """What the trial's environment lives through."""
-        return Episode(plan=self.plan, seed=self._streams[1])
+        return Episode(
+            plan=self.plan,
+            seed=self._streams[1],
+            fault=self.fault.timeline(self.spec.warmup_s, self.spec.end_s, self._fault_rng(1)),
+            service=self.fault.on_service(self.service, self._fault_rng(2)),
+        )
 
     @property
     def future(self) -> Future:
@@ -132,7 +144,12 @@ class Setup:
     def trial_key(self) -> str:
         """Hash of everything the trial's numbers depend on: configuration, drawn load, code."""
         more = [self.fingerprint] if self.policy.trained else []
-        own = {"cluster": self.config["cluster"], "guard": asdict(self.guard), "repeat": self.repeat}
+        own = {
+            "cluster": self.config["cluster"],
+            "fault": self.config["fault"],
+            "guard": asdict(self.guard),
+            "repeat": self.repeat,
+        }
         return digest(self._shared, own, self.config["load"], self.load_name, self.plan, *more)
 
     @property

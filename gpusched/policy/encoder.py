@@ -20,11 +20,18 @@ Rows = Sequence[int] | NDArray[np.int64]
 
 @dataclass(kw_only=True)
 class EncoderConfig:
-    """What the features are scaled by, and how many past control steps of the trend they hold."""
+    """What the features are scaled by, and how many past control steps of the trend they hold.
+
+    With `changes` the past enters as the change since then, otherwise as the value it had. Neighbouring values are
+    nearly equal, so a network that is given them learns the level fast and the slope slowly, if at all.
+    `lookahead` adds the users so many control steps ahead if they go on changing as in as many steps before; 0 = not.
+    """
 
     slo_s: float
     think_s: float
     history: int
+    changes: bool
+    lookahead: int
 
     def __post_init__(self) -> None:
         if not self.slo_s > 0:
@@ -33,6 +40,10 @@ class EncoderConfig:
             raise refuse("encoder.think_s", self.think_s, "must be at least 0 s")
         if not 0 <= self.history <= 100:
             raise refuse("encoder.history", self.history, "must lie in 0..100 control steps")
+        if not 0 <= self.lookahead <= self.history:
+            raise refuse(
+                "encoder.lookahead", self.lookahead, f"must lie in 0..encoder.history ({self.history})"
+            )
 
 
 @dataclass
@@ -82,15 +93,19 @@ FEATURES: dict[str, Callable[[View], Floats]] = {
     "has_rate": lambda v: np.isfinite(v.seen.rate_rps_E).astype(float),
 }
 
-TREND = ("population", "slow_share", "replicas_ready")
+TREND = ("population_count", "slow_share", "replicas_ready")
 """The features whose past is remembered: where the load, the violations and the capacity come from."""
 
 TREND_COLUMNS = [list(FEATURES).index(name) for name in TREND]
 
 
-def feature_names(history: int) -> list[str]:
-    """Return the name of every feature; `population-2` is the population two control steps ago."""
-    return [*FEATURES, *[f"{name}-{age}" for age in range(1, history + 1) for name in TREND]]
+USERS = TREND.index("population_count")
+
+
+def feature_names(history: int, lookahead: int) -> list[str]:
+    """Return the name of every feature; `slow_share-2` belongs to two control steps ago."""
+    past = [f"{name}-{age}" for age in range(1, history + 1) for name in TREND]
+    return [*FEATURES, *past, *(["population_ahead"] if lookahead else [])]
 
 
 class Encoder:
@@ -106,7 +121,7 @@ class Encoder:
     @property
     def size(self) -> int:
         """Number of features F."""
-        return len(FEATURES) + self.config.history * len(TREND)
+        return len(feature_names(self.config.history, self.config.lookahead))
 
     def start(self, observation: Observation, envs: Rows | None = None) -> Features:
         """Begin an episode in the given environments (all by default); return their rows of features."""
@@ -129,6 +144,11 @@ class Encoder:
             now_EF = np.stack([feature(view) for feature in FEATURES.values()], axis=1)
         return np.nan_to_num(now_EF, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
 
-    @staticmethod
-    def _join(now_EF: Features, past_EHF: Features) -> Features:
-        return np.concatenate([now_EF, past_EHF.reshape(len(now_EF), -1)], axis=1)
+    def _join(self, now_EF: Features, past_EHF: Features) -> Features:
+        trend_EF, lookahead = now_EF[:, TREND_COLUMNS], self.config.lookahead
+        ahead_EF = np.zeros((len(now_EF), 0), dtype=np.float32)
+        if lookahead:
+            ahead_EF = (2 * trend_EF[:, USERS] - past_EHF[:, lookahead - 1, USERS])[:, None]
+        if self.config.changes:
+            past_EHF = trend_EF[:, None] - past_EHF
+        return np.concatenate([now_EF, past_EHF.reshape(len(now_EF), -1), ahead_EF], axis=1)

@@ -16,7 +16,7 @@ from gpusched.core.ports import Action, Policy
 from gpusched.policy.encoder import Encoder, EncoderConfig, feature_names
 from gpusched.policy.network import Network, most_likely, read_network
 
-FORMAT = 1
+FORMAT = 2
 """Version of the model files; raised whenever a feature's meaning or the file layout changes."""
 
 CARD, PROGRAM = "policy.json", "policy.pt2"
@@ -51,6 +51,8 @@ class TrainingConfig:
     entropy_weight: float
     value_weight: float
     max_grad_norm: float
+    critic_ahead: int
+    stop_early: bool
     validate_every: int
     validate_episodes: int
 
@@ -64,6 +66,8 @@ class TrainingConfig:
         for key in ("learning_rate_end", "gamma", "gae_lambda"):
             if not 0 <= getattr(self, key) <= 1:
                 raise refuse(f"training.{key}", getattr(self, key), "must lie in 0..1")
+        if not 0 <= self.critic_ahead <= 100:
+            raise refuse("training.critic_ahead", self.critic_ahead, "must lie in 0..100 control steps")
         for key in ("kl_stop", "entropy_weight", "value_weight"):
             if getattr(self, key) < 0:
                 raise refuse(f"training.{key}", getattr(self, key), "must be at least 0")
@@ -174,7 +178,7 @@ class PPO(Policy):
             "format": FORMAT,
             "action": {"option": type(self.action).__name__, **_plain(self.action.config)},
             "encoder": asdict(self.config.encoder),
-            "features": feature_names(self.config.encoder.history),
+            "features": feature_names(self.config.encoder.history, self.config.encoder.lookahead),
         }
 
     def _space(self, limits: Limits) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class MLP(nn.Module):
 
     def normalise_by(self, features_NF: NDArray[np.float32]) -> None:
         """Take mean and spread of the features from a sample; a feature that never varies keeps its scale."""
+        features_NF = features_NF[:, : len(self.mean)]
         std_F = features_NF.std(axis=0)
         self.mean.copy_(torch.from_numpy(features_NF.mean(axis=0)))
         self.std.copy_(torch.from_numpy(np.where(std_F < 1e-3, 1.0, std_F).astype(np.float32)))
@@ -56,10 +57,10 @@ class MLP(nn.Module):
 
 
 class Actor(MLP):
-    """Features → logits, in the signature Tianshou asks of an actor."""
+    """Features → logits, in the signature Tianshou asks of an actor. Columns beyond its inputs are the critic's alone."""
 
     def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[Tensor, Any]:  # type: ignore[override]
-        return super().forward(torch.as_tensor(obs)), state
+        return super().forward(torch.as_tensor(obs)[:, : len(self.mean)]), state
 
 
 class Critic(MLP):

@@ -69,7 +69,9 @@ def train(
         closing(make_cluster(spec.validate_episodes)) as exam,
     ):
         duration_s = cluster.trial.end_s
-        env = ClusterEnv(cluster, policy, reward, Episodes(load, duration_s, source), stagger=True)
+        env = ClusterEnv(
+            cluster, policy, reward, Episodes(load, duration_s, source), stagger=True, ahead=spec.critic_ahead
+        )
         same = partial(stream, study, type(load).__name__, seed, "validate")
         exam_env = ClusterEnv(exam, policy, reward, Episodes(load, duration_s, same()))
         validator = Validator(exam_env, lambda: Episodes(load, duration_s, same()))
@@ -110,7 +112,7 @@ class Learner:
         hidden: list[int] = policy.config.network.hidden
         # A last layer near zero makes the first policy almost uniform, so everything is tried at first.
         self.actor = Actor(env.encoder.size, hidden, sum(env.sizes), last_gain=0.01)
-        self.critic = Critic(env.encoder.size, hidden, 1, last_gain=1.0)
+        self.critic = Critic(env.width, hidden, 1, last_gain=1.0)
         self._algorithm = make_algorithm(self.actor, self.critic, env, self._spec)
         self._buffer = RolloutBuffer(self._spec.envs, self._spec.rollout)
         self._collector = RolloutCollector(self._algorithm, env, self._buffer)
@@ -123,7 +125,7 @@ class Learner:
         return int(self._collector.collect_step)
 
     def learn(self, on_update: OnUpdate) -> Judgement:
-        """Update until converged or until the budget is spent."""
+        """Update until the budget is spent, or until converged where training may stop early."""
         self._measure()
         self._look([])
         since: list[dict[str, float]] = []
@@ -134,10 +136,12 @@ class Learner:
                 metrics |= self._look(since)
                 since = []
             on_update(self.frames, metrics)
-            if not since and (judgement := judge(self.looks, self._limits)).converged:
+            may_end = self._spec.stop_early or update == self._spec.updates
+            if not since and may_end and (judgement := judge(self.looks, self._limits)).converged:
                 return Judgement(
                     converged=True, reason=f"converged: {judgement.reason}", values=judgement.values
                 )
+        judgement = judge(self.looks, self._limits)
         spent = f"not converged: budget of {self._spec.frames} frames spent; "
         return Judgement(converged=False, reason=spent + judgement.reason, values=judgement.values)
 

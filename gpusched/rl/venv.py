@@ -10,7 +10,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from tianshou.env import BaseVectorEnv
 
+from gpusched.core.load import LoadPlan
 from gpusched.core.ports import Cluster, Episode, Load, Reward
+from gpusched.core.trial import TrialSpec
 from gpusched.policy.encoder import Features
 from gpusched.policy.ppo import PPO
 
@@ -33,6 +35,16 @@ class Episodes:
         return Episode(plan=plan, seed=user_seed)
 
 
+def demand(plan: LoadPlan, trial: TrialSpec, steps: int) -> NDArray[np.float32]:
+    """Return the users in the middle of each control interval, or the arrivals in it, shape [steps]."""
+    edges_s = trial.warmup_s + trial.control_s * np.arange(steps + 1)
+    if plan.arrivals_s_N is None:
+        amount_T = plan.users_at(0.5 * (edges_s[1:] + edges_s[:-1])).astype(float)
+    else:
+        amount_T = np.diff(np.searchsorted(plan.arrivals_s_N, edges_s)).astype(float)
+    return amount_T.astype(np.float32)
+
+
 class ClusterEnv(BaseVectorEnv):
     """E environments of one cluster; it shows the policy's features [E, F] and takes its choices [E, A].
 
@@ -42,7 +54,13 @@ class ClusterEnv(BaseVectorEnv):
     """
 
     def __init__(
-        self, cluster: Cluster, policy: PPO, reward: Reward, episodes: Episodes, stagger: bool = False
+        self,
+        cluster: Cluster,
+        policy: PPO,
+        reward: Reward,
+        episodes: Episodes,
+        stagger: bool = False,
+        ahead: int = 0,
     ) -> None:
         # BaseVectorEnv's own constructor starts one worker per environment; here the cluster holds them all.
         self.env_num = self.wait_num = cluster.envs
@@ -54,12 +72,15 @@ class ClusterEnv(BaseVectorEnv):
         self.encoder = policy.encoder(cluster.limits, cluster.envs)
         self._spaces = {
             "action_space": spaces.MultiDiscrete(self.sizes),
-            "observation_space": spaces.Box(-np.inf, np.inf, (self.encoder.size,), np.float32),
+            "observation_space": spaces.Box(-np.inf, np.inf, (self.encoder.size + ahead,), np.float32),
         }
         self.centre, self.spread = 0.0, 1.0
         self._infos_E = np.array([{} for _ in range(cluster.envs)], dtype=object)
         self._left_E = np.full(cluster.envs, cluster.trial.steps)
         self._stagger = stagger
+        self.ahead, self.width = ahead, self.encoder.size + ahead
+        self._demand_ET = np.zeros((cluster.envs, cluster.trial.steps + ahead), dtype=np.float32)
+        self._step_E = np.zeros(cluster.envs, dtype=np.int64)
 
     def get_env_attr(self, key: str, id: Any = None) -> list[Any]:
         """Return one space per environment; Tianshou looks them up here."""
@@ -68,13 +89,18 @@ class ClusterEnv(BaseVectorEnv):
     def reset(self, env_id: Any = None, **_: Any) -> tuple[Features, NDArray[np.object_]]:
         """Begin a new episode in the given environments (all by default)."""
         ids = np.arange(self.env_num) if env_id is None else np.atleast_1d(env_id)
-        observation = self.cluster.reset(self.episodes.draw(len(ids)), [int(e) for e in ids])
+        episodes = self.episodes.draw(len(ids))
+        observation = self.cluster.reset(episodes, [int(e) for e in ids])
         steps = self.cluster.trial.steps
         self._left_E[ids] = steps
         if self._stagger:
             self._left_E[:] = -(-steps * np.arange(1, self.env_num + 1) // self.env_num)
             self._stagger = False
-        return self.encoder.start(observation, ids), self._infos_E[ids]
+        self._step_E[ids] = 0
+        if self.ahead:
+            trial = self.cluster.trial
+            self._demand_ET[ids] = [demand(e.plan, trial, self._demand_ET.shape[1]) for e in episodes]
+        return self._see(self.encoder.start(observation, ids), ids), self._infos_E[ids]
 
     def step(
         self, action: Any, id: Any = None
@@ -86,7 +112,16 @@ class ClusterEnv(BaseVectorEnv):
         reward_E = (self.reward.score(self.cluster.outcome()) - self.centre) / self.spread
         self._left_E -= 1
         terminated_E = np.zeros(self.env_num, dtype=bool)
-        return self.encoder.follow(observation), reward_E, terminated_E, self._left_E <= 0, self._infos_E
+        self._step_E += 1
+        features_EF = self._see(self.encoder.follow(observation), np.arange(self.env_num))
+        return features_EF, reward_E, terminated_E, self._left_E <= 0, self._infos_E
+
+    def _see(self, features_EF: Features, ids: NDArray[np.int64]) -> Features:
+        """Append the demand of the next `ahead` control intervals, which only the critic reads."""
+        if not self.ahead:
+            return features_EF
+        when_EA = self._step_E[ids][:, None] + np.arange(self.ahead)
+        return np.concatenate([features_EF, self._demand_ET[ids[:, None], when_EA]], axis=1)
 
     def raw(self, reward: float) -> float:
         """Return a reward as the reward option scored it."""

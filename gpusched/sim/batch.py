@@ -13,18 +13,23 @@ from numpy.typing import NDArray
 
 from gpusched.core.controls import METRICS, UNSET, Controls, HPASpec
 from gpusched.core.errors import refuse
+from gpusched.core.fault import FaultPlan
 from gpusched.core.logs import RequestLog, TickLog
 from gpusched.core.observation import Observation
 from gpusched.core.ports import Episode
 from gpusched.core.seeds import child, states
 from gpusched.core.service import Service
 from gpusched.sim import hpa, readout
+from gpusched.sim.faults import moments
+from gpusched.sim.pods import CADVISOR_BASE_S
 from gpusched.sim.records import (
     ACCOUNT,
     DCGM_BEGIN,
     DCGM_END,
     DETERMINISTIC,
     EVENT,
+    FAULT,
+    FAULTS,
     FREE,
     INF,
     INSTANCE,
@@ -33,8 +38,11 @@ from gpusched.sim.records import (
     LOG,
     LOG_FULL,
     LOGNORMAL,
+    METER,
     METRICS_SERVER,
+    NEIGHBOURS,
     POD,
+    READINGS,
     RESOURCE,
     SCRAPE,
     SCRAPES,
@@ -48,6 +56,7 @@ OPEN_SLOTS = 4096
 """Requests of an open load that can be under way at once; more are refused at the client."""
 LOG_ROWS = 65536
 """Requests logged before Python must empty the log."""
+QUIET = FaultPlan()
 LONG_AGO_S = 3600.0
 """Age of the start replicas at t = 0: past every start-up period."""
 
@@ -103,6 +112,7 @@ class BatchSim:
         self.seen_EF = np.full((envs, len(Observation.columns())), np.nan)
         self.interval_EC = np.zeros((envs, len(ACCOUNT)))
         self.p95_E = np.full(envs, np.nan)
+        self.overdue_E = np.zeros(envs)
         self.status_E = np.zeros(envs, dtype=np.int64)
 
     # --- memory ---
@@ -115,11 +125,13 @@ class BatchSim:
             users_EU=np.zeros((E, 1), USER),
             events_EU=np.zeros((E, 2), EVENT),
             pods_EP=np.zeros((E, P), POD),
-            instances_EI=np.zeros((E, P * self.instances_max), INSTANCE),
+            meters_EP=np.zeros((E, P), METER),
+            instances_EI=np.zeros((E, P * self.instances_max + G * NEIGHBOURS), INSTANCE),
             resources_ER=np.zeros((E, P + G), RESOURCE),
             tree_EL=np.zeros((E, 2 * leaves), TREE),
             log_EK=np.zeros((E, 1), LOG),
             levels_EV=np.zeros((E, 1), LEVELS),
+            faults_EM=np.zeros((E, 1), FAULTS),
             arrival_s_EN=np.zeros((E, 1)),
         )
 
@@ -132,6 +144,7 @@ class BatchSim:
             "events_EU": users + 1,
             "levels_EV": max(len(plan.from_s_K) for plan in plans),
             "arrival_s_EN": max(1 if plan.arrivals_s_N is None else len(plan.arrivals_s_N) for plan in plans),
+            "faults_EM": max(1, *(len(f.from_s_K) + len(f.death_s_D) for f in map(faults_of, episodes))),
             "log_EK": 2 * users + 64 + LOG_ROWS if self.record else 1,
         }
         arrays: dict[str, NDArray[Any]] = self.env._asdict()
@@ -139,7 +152,7 @@ class BatchSim:
             before = arrays[name]
             if before.shape[1] < size:
                 after = np.zeros((self.envs, size), dtype=before.dtype)
-                if name in ("levels_EV", "arrival_s_EN"):
+                if name in ("levels_EV", "arrival_s_EN", "faults_EM"):
                     (after["from_s"] if after.dtype.names else after)[:] = INF
                 after[:, : before.shape[1]] = before
                 arrays[name] = after
@@ -161,11 +174,13 @@ class BatchSim:
         self.rows[e] = []
         users_seed, keys_seed, clocks_seed, pods_seed = (child(episode.seed, k) for k in range(4))
         sim = env.sim_E[e : e + 1]
-        self._fill_constants(sim)
+        service = episode.service or self.service
+        self._fill_constants(sim, service)
         sim["rng"], sim["pod_key"], sim["user_key"] = states(keys_seed, 3)
         env.users_EU["rng"][e] = states(users_seed, env.users_EU.shape[1])
         self._fill_load(e, sim, episode)
         self._fill_clocks(e, np.random.default_rng(clocks_seed))
+        self._fill_faults(e, faults_of(episode), service)
         self._start_replicas(e, np.random.default_rng(pods_seed))
         sim["think_min_s"], sim["think_span_s"] = plan.think_min_s, plan.think_max_s - plan.think_min_s
         env.tree_EL["t"][e] = INF
@@ -174,8 +189,12 @@ class BatchSim:
         if not sim["events"][0]:
             env.events_EU["t"][e, 0] = INF
 
-    def _fill_constants(self, sim: NDArray[Any]) -> None:
-        s = {name: c.value for name, c in self.service.constants().items()}
+    def _fill_constants(self, sim: NDArray[Any], service: Service) -> None:
+        s = {name: c.value for name, c in service.constants().items()}
+        if s["gpus"] != self.service.gpus.value or s["instances"] > self.instances_max:
+            raise ValueError(
+                "an episode's service must have the GPUs and the room for instances of the simulator's"
+            )
         same = (
             "gpu_alpha_s",
             "gpu_beta_s",
@@ -211,8 +230,8 @@ class BatchSim:
         sim["start_sigma"] = math.sqrt(math.log1p(s["start_cv"] ** 2))
         sim["start_mu"] = math.log(max(s["start_s"], 1e-9)) - 0.5 * sim["start_sigma"] ** 2
         sim["resize_delay_s"], sim["api_delay_s"] = s["resize_s"], self.clocks.api_delay_s
-        sim["usable_vram_bytes"] = self.service.usable_vram_bytes
-        sim["mps"] = self.service.sharing == "mps"
+        sim["usable_vram_bytes"] = service.usable_vram_bytes
+        sim["mps"] = service.sharing == "mps"
         sim["gpu_capacity"] = 1.0
         sim["gpu_shared_loss"] = 0.0 if sim["mps"] else s["gpu_switch_s"] / s["gpu_slice_s"]
         sim["gpu_loss_per_job"] = s["mps_interference"] if sim["mps"] else 0.0
@@ -221,7 +240,7 @@ class BatchSim:
         sim["gpu_share"], sim["slo_s"] = 1.0, self.slo_s
         if self.sent:
             self._send_hpa(sim, self.sent)
-        sizes = self.service.preferred_batches or [int(s["max_batch"])]
+        sizes = service.preferred_batches or [int(s["max_batch"])]
         sim["preferred_mask"], sim["preferred_max"] = sum(1 << b for b in sizes), max(sizes)
         # apps/v1 defaults: 25 % each, surge rounded up and unavailability rounded down
         sim["surge_percent"] = sim["unavailable_percent"] = 25
@@ -250,15 +269,44 @@ class BatchSim:
         sim["scrape_s"], sim["metrics_server_s"] = clocks.scrape_s, clocks.metrics_server_s
         sim["hpa_sync_s"], sim["dcgm_s"] = clocks.hpa_sync_s, clocks.dcgm_s
         sim["dcgm_window_s"] = min(clocks.dcgm_window_s, clocks.dcgm_s)
-        sim["window"] = self.window
+        sim["window"] = sim["ring"] = self.window
         sim["record"] = self.record
-        sim["gpu_seen"] = sim["gpu_seen_at_s"] = np.nan
+        sim["scraped_s"] = sim["sampled_s"] = -INF
         slow[:] = INF
         slow[LEVEL] = self.env.levels_EV["from_s"][e, 0]
         slow[SCRAPE] = clocks.scrape_s * rng.random()
         slow[METRICS_SERVER] = clocks.metrics_server_s * rng.random()
         slow[DCGM_BEGIN] = clocks.dcgm_s * rng.random()
         slow[DCGM_END] = slow[DCGM_BEGIN] + sim["dcgm_window_s"][0]
+
+    def _fill_faults(self, e: int, plan: FaultPlan, service: Service) -> None:
+        sim, rows = self.env.sim_E[e : e + 1], self.env.faults_EM[e]
+        sim["gpu_speed"], sim["start_factor"], sim["frozen_s"] = 1.0, 1.0, -INF
+        rows["from_s"] = INF
+        if plan.quiet:
+            return
+        found = moments(plan, service.host_alpha_s.value, service.host_beta_s.value)
+        rows[: len(found)] = found
+        sim["slow_s"][0, FAULT] = found["from_s"][0]
+        delay_s = float(found["metric_delay_s"].max())
+        if delay_s > self.most_delay_s:
+            raise refuse(
+                "metric_delay_s", delay_s, f"must be at most {self.most_delay_s:g} s with these clocks"
+            )
+        sim["ring"] = self.window + math.ceil(delay_s / self.clocks.scrape_s) + 1
+        if found["neighbours"].max() > NEIGHBOURS:
+            raise refuse("neighbours", int(found["neighbours"].max()), f"must be at most {NEIGHBOURS}")
+
+    @property
+    def most_delay_s(self) -> float:
+        """Longest delay of the metrics for which enough of the past is kept."""
+        c = self.clocks
+        rings = (
+            (SCRAPES - self.window - 1) * c.scrape_s,
+            (SCRAPES - 2) * c.dcgm_s,
+            (READINGS - 2) * CADVISOR_BASE_S,
+        )
+        return max(min(rings), 0.0)
 
     def _start_replicas(self, e: int, rng: np.random.Generator) -> None:
         """Start with replicas that have long been ready, on GPUs in turn."""
@@ -309,7 +357,7 @@ class BatchSim:
         sim["hpa_metric"] = METRICS.index(spec.metric)
 
     def step(self, until_s_E: NDArray[np.float64], envs: Sequence[int] | None = None) -> None:
-        """Advance environments to `until_s_E`; fills seen_EF, interval_EC (differences of ACCOUNT) and p95_E."""
+        """Advance environments to `until_s_E`; fills seen_EF, interval_EC (differences of ACCOUNT), p95_E and overdue_E."""
         if self.record:
             self._room_for_ticks(float(until_s_E.max()))
         if envs is not None:
@@ -325,7 +373,7 @@ class BatchSim:
         """Let every environment go on from the present state of environment `sources_E[e]`; without a record only."""
         if self.record:
             raise ValueError("a recorded simulation cannot be branched: its logs have one past")
-        for array in (*self.env, self.seen_EF, self.interval_EC, self.p95_E, self.status_E):
+        for array in (*self.env, self.seen_EF, self.interval_EC, self.p95_E, self.overdue_E, self.status_E):
             array[:] = array[sources_E]
 
     def _run(self, first: int, last: int, until_s_E: NDArray[np.float64]) -> None:
@@ -339,6 +387,7 @@ class BatchSim:
             self.seen_EF,
             self.interval_EC,
             self.p95_E,
+            self.overdue_E,
             self.status_E,
         )
         for e in range(first, last):
@@ -354,6 +403,7 @@ class BatchSim:
                     self.seen_EF,
                     self.interval_EC,
                     self.p95_E,
+                    self.overdue_E,
                     self.status_E,
                 )
 
@@ -381,6 +431,11 @@ class BatchSim:
         status = np.concatenate([done["status"], np.full(len(open_s), RequestLog.UNFINISHED)]).astype(np.int8)
         ticks = TickLog.from_table(self.ticks_ETC[e, : int(self.env.sim_E["ticks"][e])])
         return RequestLog(start_s_N=start, latency_s_N=latency, status_N=status), ticks
+
+
+def faults_of(episode: Episode) -> FaultPlan:
+    """What an episode is to suffer."""
+    return episode.fault or QUIET
 
 
 def _or_unset(values: NDArray[Any] | None, n: int, dtype: Any) -> NDArray[Any]:

@@ -8,8 +8,18 @@ from typing import Any
 import numpy as np
 
 from gpusched.sim import hpa
+from gpusched.sim.faults import fault_event
 from gpusched.sim.hpa_replicas import NONE_MS, PHASE_PENDING, PHASE_RUNNING, READY_FALSE, READY_TRUE
-from gpusched.sim.metrics import advisor_event, gpu_busy_s, metrics_server_scrape, queue_us, scrape
+from gpusched.sim.metrics import (
+    advisor_event,
+    gpu_busy_s,
+    latest_row,
+    metrics_server_scrape,
+    queue_us,
+    sample_gpu,
+    scrape,
+    window_rows,
+)
 from gpusched.sim.pods import apply_resize, endpoint_event, life_event, reconcile_deployment
 from gpusched.sim.primitives import allocating, heap_push, jit, uniform
 from gpusched.sim.records import (
@@ -17,11 +27,13 @@ from gpusched.sim.records import (
     DCGM_BEGIN,
     DCGM_END,
     DEPLOY,
+    FAULT,
     FREE,
     HPA_SYNC,
     INACTIVE,
     INF,
     LEVEL,
+    LOST,
     METRICS_SERVER,
     PENDING,
     RESIZE,
@@ -65,6 +77,8 @@ def slow_event(env: Env, e: int, t: float) -> int:
             advisor_event(env, e, p, t)
         if pods[p].life_s <= t:
             broken = life_event(env, e, p, t, broken)
+    if slow[FAULT] <= t:
+        broken = fault_event(env, e, t, broken)
     if slow[LEVEL] <= t:
         level_event(env, e, t)
     if slow[RESIZE] <= t:
@@ -76,14 +90,13 @@ def slow_event(env: Env, e: int, t: float) -> int:
     if slow[METRICS_SERVER] <= t:
         slow[METRICS_SERVER] += sim.metrics_server_s
         for p in range(sim.pods):
-            metrics_server_scrape(pods[p])
+            metrics_server_scrape(env, e, p)
     if slow[SCRAPE] <= t:
         slow[SCRAPE] += sim.scrape_s
         scrape(env, e, t)
     if slow[DCGM_END] <= t:
         slow[DCGM_END] += sim.dcgm_s
-        sim.gpu_seen = (gpu_busy_s(env, e, t) - sim.dcgm_busy_s) / (sim.dcgm_window_s * sim.gpus)
-        sim.gpu_seen_at_s = t
+        sample_gpu(env, e, t)
     if slow[DCGM_BEGIN] <= t:
         slow[DCGM_BEGIN] += sim.dcgm_s
         sim.dcgm_busy_s = gpu_busy_s(env, e, t)
@@ -124,13 +137,14 @@ def hpa_event(env: Env, e: int, t: float) -> None:
             list_pod(sim, pods[p], api[listed])
             request[0, listed] = np.int64(math.ceil(sim.cpu_limit * sim.request_per_limit * 1000.0 - 1e-9))
             has[0, listed], value[0, listed], sample_ms[0, listed], window_ms[0, listed] = sample(
-                sim, pods[p]
+                sim, pods[p], env.meters_EP[e][p]
             )
             listed += 1
             if pods[p].state < TERMINATING:
                 active += 1
-    object_value = np.full(1, queue_us(env, e))
-    object_ok = np.full(1, 1 if sim.hpa_metric == BY_CPU or sim.scrapes > 1 else 0)
+    newer, older = window_rows(sim)
+    object_value = np.full(1, queue_us(sim))
+    object_ok = np.full(1, 1 if newer != older else 0)
     own = sim.hpa
     desired, rescaled, _ = hpa.reconcile(
         own.spec, own.metrics, own.rules, own.memory, own.recs, own.up, own.down, api, listed,
@@ -145,29 +159,30 @@ def hpa_event(env: Env, e: int, t: float) -> None:
 @jit
 def list_pod(sim: Any, pod: Any, row: Any) -> None:
     """Write what the API shows of a pod; its times have whole seconds."""
-    row.phase = PHASE_RUNNING if pod.state >= RUNNING else PHASE_PENDING
+    row.phase = PHASE_RUNNING if pod.state >= RUNNING or pod.restarts > 0 else PHASE_PENDING
     row.deleting = 1 if pod.state == TERMINATING else 0
     row.ready = READY_TRUE if pod.ready_s > -INF else READY_FALSE
     row.start_ms = NONE_MS if pod.state == PENDING else whole_second_ms(pod.admitted_s)
-    row.ready_ms = whole_second_ms(pod.ready_s if pod.ready_s > -INF else pod.created_s)
+    row.ready_ms = whole_second_ms(pod.turned_s)
 
 
 @jit
-def sample(sim: Any, pod: Any) -> tuple[Any, Any, Any, Any]:
+def sample(sim: Any, pod: Any, meter: Any) -> tuple[Any, Any, Any, Any]:
     """Return what the metrics API has of a pod: whether there is a sample, its milli-value, its time and window in ms."""
+    nothing = False, np.int64(0), np.int64(0), np.int64(0)
+    if pod.state < RUNNING:
+        return nothing
     if sim.hpa_metric != BY_CPU:
         # A Pods metric comes through the Prometheus adapter, stamped with the time of the query.
-        return (
-            pod.state >= RUNNING,
-            np.int64(pod.scraped_in_flight * 1000),
-            np.int64(sim.t * 1000.0),
-            np.int64(0),
-        )
-    if pod.state < RUNNING or pod.newer_s == -INF:
-        return False, np.int64(0), np.int64(0), np.int64(0)
-    window_s = pod.newer_s - pod.older_s
-    used_m = math.ceil((pod.newer_used_s - pod.older_used_s) / window_s * 1000.0 - 1e-9)
-    return True, np.int64(used_m), np.int64(whole_second_ms(pod.newer_s)), np.int64(window_s * 1000.0)
+        k = latest_row(sim)
+        if k < 0 or sim.scraped[k][LOST] > 0.0 or sim.scraped[k][0] < pod.up_s:
+            return nothing
+        return True, np.int64(meter.in_flight[k] * 1000), np.int64(sim.t * 1000.0), np.int64(0)
+    if meter.older_s == -INF:
+        return nothing
+    window_s = meter.newer_s - meter.older_s
+    used_m = math.ceil((meter.newer_used_s - meter.older_used_s) / window_s * 1000.0 - 1e-9)
+    return True, np.int64(used_m), np.int64(whole_second_ms(meter.newer_s)), np.int64(window_s * 1000.0)
 
 
 @jit

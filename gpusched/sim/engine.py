@@ -96,7 +96,7 @@ def choose_pod(sim: Any, user: Any, pods: NDArray[Any], t: float) -> int:
         return -1
     p = pods[min(int(u * sim.endpoints), sim.endpoints - 1)].listed
     user.left = 0
-    if pods[p].state == TERMINATING and t >= pods[p].sigterm_s:
+    if pods[p].state != READY and (pods[p].state != TERMINATING or t >= pods[p].sigterm_s):
         return -1  # kube-proxy has not heard of the end yet: connection refused
     user.pod = p
     user.uid = pods[p].uid

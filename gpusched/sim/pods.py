@@ -6,12 +6,29 @@ Every wait has its source in the service profile; the order of the steps follows
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from gpusched.sim.primitives import fork, jit, merge, normal, resource_sync, uniform
-from gpusched.sim.records import DEPLOY, FREE, INF, PENDING, READY, RUNNING, SCHEDULED, TERMINATING, Env
+from gpusched.sim.records import (
+    DEPLOY,
+    FREE,
+    INF,
+    NEIGHBOURS,
+    PENDING,
+    READY,
+    RUNNING,
+    SCHEDULED,
+    TERMINATING,
+    Env,
+)
 
 CADVISOR_BASE_S = 10.0
 """cAdvisor housekeeping: each wait is uniform in [base, 2·base) (vendor cadvisor nextHousekeepingInterval)."""
+RELIST_S = 1.0
+"""The kubelet looks for dead containers this often (generic PLEG)."""
+BACKOFF_FIRST_S, BACKOFF_MOST_S = 10.0, 300.0
+"""CrashLoopBackOff: the first restart is immediate, the next waits 10 s, then twice as long each time up to 300 s;
+a container that ran for twice the most starts anew (kubelet doBackOff, client-go util/flowcontrol/backoff.go)."""
 
 
 @jit
@@ -74,22 +91,21 @@ def create_pod(env: Env, e: int, t: float) -> None:
     sim, pods = env.sim_E[e], env.pods_EP[e]
     for p in range(sim.pods):
         if pods[p].state == FREE:
-            pod = pods[p]
+            pod, meter = pods[p], env.meters_EP[e][p]
             sim.uid += 1
             pod.uid = sim.uid
             pod.rng = fork(sim.pod_key, sim.uid)
             pod.state = PENDING
             pod.revision = sim.revision
-            pod.created_s = t
+            pod.created_s = pod.turned_s = t
             pod.instances = sim.instances
             pod.share = sim.gpu_share
             pod.vram_bytes = sim.pod_vram_bytes + (sim.instances - 1) * sim.instance_vram_bytes
             pod.life_s = pod.endpoint_s = pod.batch_s = pod.advisor_s = INF
             pod.sigterm_s = pod.kill_s = INF
-            pod.admitted_s = pod.up_s = pod.ready_s = pod.seen_s = pod.older_s = pod.newer_s = -INF
-            pod.seen_used_s = pod.older_used_s = pod.newer_used_s = 0.0
+            pod.admitted_s = pod.up_s = pod.ready_s = meter.older_s = meter.newer_s = -INF
             pod.endpoint = -1
-            pod.queued = pod.in_flight = pod.scraped_in_flight = 0
+            pod.queued = pod.in_flight = pod.restarts = meter.readings = 0
             pod.free = -1
             schedule(env, e, p, t)
             return
@@ -114,20 +130,25 @@ def schedule(env: Env, e: int, p: int, t: float) -> None:
     for q in range(sim.pods):
         if pods[q].state > PENDING:
             requested += sim.cpu_limit * sim.request_per_limit
-    if best < 0 or requested + sim.cpu_limit * sim.request_per_limit > sim.node_cpu_cores:
+    if best < 0 or requested + sim.cpu_limit * sim.request_per_limit > sim.node_cpu_cores - sim.stolen_cores:
         return
     accrue(env, e, t)
     pods[p].gpu = best
     pods[p].state = SCHEDULED
     pods[p].admitted_s = t + sim.schedule_min_s + sim.schedule_span_s * uniform(pods[p])
-    pods[p].up_s = pods[p].admitted_s + math.exp(sim.start_mu + sim.start_sigma * normal(pods[p]))
-    pods[p].life_s = pods[p].up_s
+    pods[p].up_s = pods[p].life_s = pods[p].admitted_s + draw_start_s(sim, pods[p])
     accrue(env, e, t)
 
 
 @jit
+def draw_start_s(sim: Any, pod: Any) -> float:
+    """Time a container takes until its process is up."""
+    return float(sim.start_factor * math.exp(sim.start_mu + sim.start_sigma * normal(pod)))
+
+
+@jit
 def victim(env: Env, e: int, t: float, revision: int, same: bool) -> int:
-    """The pod ReplicaSet deletes next: not scheduled, not running, not ready, ready for a shorter time, younger.
+    """The pod ReplicaSet deletes next: not scheduled, not running, not ready, ready for a shorter time, restarted, younger.
 
     Times are compared by power of two and ties fall to a hash of the UID (controller_utils.go ActivePodsWithRanks).
     """
@@ -138,7 +159,10 @@ def victim(env: Env, e: int, t: float, revision: int, same: bool) -> int:
         if not FREE < pod.state < TERMINATING or (pod.revision == revision) != same:
             continue
         age_s = max(t - (pod.ready_s if pod.state == READY else pod.created_s), 0.0)
-        rank = pod.state * 100.0 + math.floor(math.log2(age_s + 1.0))
+        state = (
+            max(pod.state, RUNNING) if pod.restarts > 0 else pod.state
+        )  # a crashed pod's phase is still Running
+        rank = state * 100.0 + math.floor(math.log2(age_s + 1.0)) - min(pod.restarts, 99) * 0.01
         tie = (pod.uid * 2654435761) & 0xFFFF
         if best < 0 or rank < best_rank or (rank == best_rank and tie < best_hash):
             best, best_rank, best_hash = p, rank, tie
@@ -164,23 +188,36 @@ def delete_pod(env: Env, e: int, p: int, t: float) -> None:
 @jit
 def free_pod(env: Env, e: int, p: int, t: float) -> None:
     """Give back all a pod held, keep its CPU time in the service's counter, and let pending pods try again."""
-    sim, pods, cpu = env.sim_E[e], env.pods_EP[e], env.resources_ER[e][p]
+    sim, pods = env.sim_E[e], env.pods_EP[e]
     accrue(env, e, t)
-    resource_sync(cpu, t)
-    sim.cpu_gone_s += cpu.used_s
-    cpu.used_s = 0.0
-    cpu.jobs = 0
-    cpu.root = -1
-    cpu.virtual_s = 0.0
-    cpu.throttled = 0
+    clear_cpu(env, e, p, t)
     if pods[p].endpoint >= 0:
         remove_endpoint(env, e, p)
     pods[p].state = FREE
     accrue(env, e, t)
     sim.slow_s[DEPLOY] = min(sim.slow_s[DEPLOY], t + sim.api_delay_s)
-    for q in range(sim.pods):
-        if pods[q].state == PENDING:
-            schedule(env, e, q, t)
+    schedule_pending(env, e, t)
+
+
+@jit
+def schedule_pending(env: Env, e: int, t: float) -> None:
+    """Let every pending pod try again."""
+    for p in range(env.sim_E[e].pods):
+        if env.pods_EP[e][p].state == PENDING:
+            schedule(env, e, p, t)
+
+
+@jit
+def clear_cpu(env: Env, e: int, p: int, t: float) -> None:
+    """The container's process is gone; what it used stays in the service's counter."""
+    cpu = env.resources_ER[e][p]
+    resource_sync(cpu, t)
+    env.sim_E[e].cpu_gone_s += cpu.used_s
+    cpu.used_s = 0.0
+    cpu.jobs = 0
+    cpu.root = -1
+    cpu.virtual_s = 0.0
+    cpu.throttled = 0
 
 
 @jit
@@ -191,13 +228,13 @@ def life_event(env: Env, e: int, p: int, t: float, broken: int) -> int:
         start_process(env, e, p, t)
     elif pod.state == RUNNING:
         pod.state = READY
-        pod.ready_s = t
+        pod.ready_s = pod.turned_s = t
         pod.life_s = INF
         pod.endpoint_s = t + sim.endpoint_min_s + sim.endpoint_span_s * uniform(pod)
         if sim.mps:
             gpu = env.resources_ER[e][sim.pods + pod.gpu]
             resource_sync(gpu, t)
-            gpu.per_job = pod.share
+            gpu.per_job = pod.share * sim.gpu_speed
         sim.slow_s[DEPLOY] = min(sim.slow_s[DEPLOY], t + sim.api_delay_s)
     elif t >= pod.sigterm_s and pod.in_flight == 0:
         if pod.endpoint >= 0:
@@ -243,7 +280,7 @@ def open_instances(env: Env, e: int, p: int) -> None:
 
 @jit
 def endpoint_event(env: Env, e: int, p: int) -> None:
-    """kube-proxy learns that a pod became ready or is terminating."""
+    """kube-proxy learns that a pod became ready, is terminating, or no longer ready."""
     sim, pod = env.sim_E[e], env.pods_EP[e][p]
     accrue(env, e, pod.endpoint_s)
     pod.endpoint_s = INF
@@ -251,7 +288,7 @@ def endpoint_event(env: Env, e: int, p: int) -> None:
         env.pods_EP[e][sim.endpoints].listed = p
         pod.endpoint = sim.endpoints
         sim.endpoints += 1
-    elif pod.state == TERMINATING and pod.endpoint >= 0:
+    elif pod.state != READY and pod.endpoint >= 0:
         remove_endpoint(env, e, p)
 
 
@@ -268,7 +305,7 @@ def remove_endpoint(env: Env, e: int, p: int) -> None:
 
 @jit
 def break_requests(env: Env, e: int, p: int, t: float, broken: int) -> int:
-    """SIGKILL: every request still in the pod fails; returns the chain of their users in front of `broken`."""
+    """The process dies: every request still in the pod fails; returns the chain of their users in front of `broken`."""
     sim, pod, users, instances = env.sim_E[e], env.pods_EP[e][p], env.users_EU[e], env.instances_EI[e]
     first = p * sim.instances_max
     for k in range(first, first + pod.instances):
@@ -296,8 +333,34 @@ def break_requests(env: Env, e: int, p: int, t: float, broken: int) -> int:
 
 
 @jit
+def restart_container(env: Env, e: int, p: int, t: float) -> None:
+    """The container of a ready pod, rid of its requests, has died and is restarted: at once, or after its back-off.
+
+    kube-proxy hears of it once the kubelet has noticed; until then connections come, and are refused.
+    """
+    sim, pod, users, meter = env.sim_E[e], env.pods_EP[e][p], env.users_EU[e], env.meters_EP[e][p]
+    for u in range(len(users)):
+        if users[u].pod == p and users[u].uid == pod.uid:
+            users[u].left = 0  # its kept-alive connection is closed
+    clear_cpu(env, e, p, t)
+    noticed_s = t + RELIST_S * uniform(pod)
+    lag_s = sim.endpoint_min_s + sim.endpoint_span_s * uniform(pod)
+    again = pod.restarts > 0 and t - pod.backoff_at_s <= 2.0 * BACKOFF_MOST_S
+    restart_s = max(noticed_s, t + pod.backoff_s) if again else noticed_s
+    pod.backoff_s = min(2.0 * pod.backoff_s, BACKOFF_MOST_S) if again else BACKOFF_FIRST_S
+    pod.backoff_at_s = restart_s
+    pod.restarts += 1
+    pod.state = SCHEDULED
+    pod.ready_s, pod.turned_s = -INF, t
+    pod.endpoint_s = noticed_s + lag_s if pod.endpoint >= 0 else INF
+    pod.batch_s = pod.advisor_s = INF
+    pod.up_s = pod.life_s = restart_s + draw_start_s(sim, pod)
+    meter.readings = 0
+
+
+@jit
 def rebuild_gpu(env: Env, e: int, g: int, t: float) -> None:
-    """Collect the jobs of a GPU anew after one was torn out of it."""
+    """Collect the jobs of a GPU anew, those of foreign processes among them; these never end by themselves."""
     sim, pods, instances = env.sim_E[e], env.pods_EP[e], env.instances_EI[e]
     nodes, gpu = env.instances_EI[e], env.resources_ER[e][sim.pods + g]
     resource_sync(gpu, t)
@@ -310,17 +373,27 @@ def rebuild_gpu(env: Env, e: int, g: int, t: float) -> None:
                 nodes[k].left = nodes[k].right = -1
                 gpu.root = merge(nodes, gpu.root, k)
                 gpu.jobs += 1
+    first = sim.pods * sim.instances_max + g * NEIGHBOURS
+    for k in range(first, first + sim.neighbours):
+        nodes[k].key = INF
+        nodes[k].left = nodes[k].right = -1
+        gpu.root = merge(nodes, gpu.root, k)
+        gpu.jobs += 1
 
 
 @jit
 def apply_resize(env: Env, e: int, t: float) -> None:
-    """The kubelet applies a new CPU limit in place; the quota of the running period changes with it."""
+    """The kubelet applies a new CPU limit in place: a fresh quota for the running period, and nobody stays throttled.
+
+    (Linux kernel/sched/core.c, tg_set_cfs_bandwidth)
+    """
     sim, pods = env.sim_E[e], env.pods_EP[e]
     accrue(env, e, t)
     for p in range(sim.pods):
         if pods[p].state >= RUNNING:
             cpu = env.resources_ER[e][p]
             resource_sync(cpu, t)
-            cpu.quota_s = max(cpu.quota_s + (sim.cpu_limit - cpu.capacity) * cpu.period_s, 0.0)
             cpu.capacity = sim.cpu_limit
+            cpu.quota_s = sim.cpu_limit * cpu.period_s
+            cpu.throttled = 0
     sim.cpu_applied = sim.cpu_limit

@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 
 from gpusched.sim.control import BY_CPU, slow_event
 from gpusched.sim.engine import run, settle
-from gpusched.sim.metrics import cpu_used_s, gpu_busy_s, window_rows
+from gpusched.sim.metrics import (
+    cpu_used_s,
+    good_sample_s,
+    good_scrape_s,
+    gpu_busy_s,
+    latest_gpu_row,
+    latest_row,
+    window_rows,
+)
 from gpusched.sim.pods import CADVISOR_BASE_S, accrue, create_pod, start_process
 from gpusched.sim.primitives import copy_row, entry, jit, quantile, uniform
 from gpusched.sim.records import (
@@ -19,6 +27,7 @@ from gpusched.sim.records import (
     HPA_SYNC,
     INF,
     LOG_FULL,
+    LOST,
     QUEUED,
     REACHED,
     READY,
@@ -67,14 +76,18 @@ def observe(env: Env, e: int, row_F: NDArray[Any]) -> None:
     sim = env.sim_E[e]
     for k in range(len(row_F)):
         row_F[k] = math.nan
-    row_F[10], row_F[11] = sim.gpu_seen, sim.vram_bytes
+    gpu, latest = latest_gpu_row(sim), latest_row(sim)
+    newer, older = window_rows(sim)
+    if gpu >= 0:
+        row_F[10], row_F[11] = sim.sampled[gpu][1], sim.sampled[gpu][2]
     row_F[12], row_F[13] = sim.replicas, sim.endpoints
     row_F[14] = sim.hpa_target if sim.hpa_on else math.nan
     row_F[15], row_F[16], row_F[17] = sim.cpu_limit, sim.instances, sim.gpu_share
-    row_F[18], row_F[19] = INF, sim.t - sim.gpu_seen_at_s
-    if sim.scrapes < 2:
+    row_F[18], row_F[19] = sim.t - good_scrape_s(sim), sim.t - good_sample_s(sim)
+    if latest >= 0 and sim.scraped[latest][LOST] == 0.0:
+        row_F[7] = sim.scraped[latest][8]
+    if newer == older:
         return
-    newer, older = window_rows(env, e)
     now, before = sim.scraped[newer], sim.scraped[older]
     span_s, done, failed = now[0] - before[0], now[1] - before[1], now[2] - before[2]
     row_F[0] = done / span_s
@@ -87,11 +100,26 @@ def observe(env: Env, e: int, row_F: NDArray[Any]) -> None:
         row_F[5] = (now[5] - before[5]) / done
         if now[6] > before[6]:
             row_F[6] = done / (now[6] - before[6])
-    row_F[7] = now[8]
     row_F[8] = (now[7] - before[7]) / span_s
     request = sim.endpoints * sim.cpu_limit * sim.request_per_limit
     row_F[9] = row_F[8] / request if request > 0.0 else math.nan
-    row_F[18] = sim.t - now[0]
+
+
+@jit
+def overdue(env: Env, e: int) -> int:
+    """Requests in the pods that have no answer and are later than the SLO."""
+    sim, pods, users, instances = env.sim_E[e], env.pods_EP[e], env.users_EU[e], env.instances_EI[e]
+    late = 0
+    for p in range(sim.pods):
+        if pods[p].in_flight == 0:
+            continue
+        first = p * sim.instances_max
+        for k in range(first - 1, first + pods[p].instances):
+            u = pods[p].head if k < first else instances[k].head
+            for _ in range(pods[p].queued if k < first else instances[k].size):
+                late += sim.t - users[u].send_s > sim.slo_s
+                u = users[u].next
+    return late
 
 
 @jit
@@ -136,9 +164,10 @@ def apply(
 @entry
 def step_range(
     env: Env, first: int, last: int, until_s_E: NDArray[Any], tick_s: float, ticks_ETC: NDArray[Any],
-    seen_EF: NDArray[Any], interval_EC: NDArray[Any], p95_E: NDArray[Any], status_E: NDArray[Any],
+    seen_EF: NDArray[Any], interval_EC: NDArray[Any], p95_E: NDArray[Any], overdue_E: NDArray[Any],
+    status_E: NDArray[Any],
 ) -> None:  # fmt: skip
-    """Advance environments first..last-1 by one control interval; writes observation, account and p95 of each.
+    """Advance environments first..last-1 by one control interval; writes observation, account, p95 and overdue of each.
 
     Where the record is kept, a tick row is written every `tick_s`; an environment whose status is LOG_FULL
     must be emptied and stepped again.
@@ -172,6 +201,7 @@ def step_range(
                 before_C[c] = now
             p95_E[e] = quantile(sim.histogram, sim.control_histogram, 0.95)
             copy_row(sim.histogram, sim.control_histogram)
+            overdue_E[e] = overdue(env, e)
             observe(env, e, seen_EF[e])
 
 
@@ -195,16 +225,18 @@ def place_ready(env: Env, e: int, p: int, gpu: int, since_s: float, phase: float
     """Put a replica into slot p that has been ready since `since_s`; `phase` in 0..1 places its cAdvisor readings."""
     sim = env.sim_E[e]
     create_pod(env, e, 0.0)
-    pod = env.pods_EP[e][p]
+    pod, meter = env.pods_EP[e][p], env.meters_EP[e][p]
     if pod.state != SCHEDULED:  # no room: stays pending, and the readiness gate will say so
         return
     pod.gpu = gpu
     start_process(env, e, p, 0.0)
     pod.state = READY
-    pod.created_s = pod.admitted_s = pod.up_s = pod.ready_s = since_s
+    pod.created_s = pod.admitted_s = pod.up_s = pod.ready_s = pod.turned_s = since_s
     pod.life_s = INF
-    pod.seen_s = pod.newer_s = -CADVISOR_BASE_S * phase
-    pod.older_s = pod.newer_s - CADVISOR_BASE_S
+    meter.seen_s[0] = meter.newer_s = -CADVISOR_BASE_S * phase
+    meter.older_s = meter.newer_s - CADVISOR_BASE_S
+    meter.seen_used_s[0] = meter.newer_used_s = meter.older_used_s = 0.0
+    meter.readings = 1
     pod.advisor_s = CADVISOR_BASE_S * phase
     env.pods_EP[e][sim.endpoints].listed = p
     pod.endpoint = sim.endpoints

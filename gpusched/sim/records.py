@@ -4,7 +4,8 @@ Few arrays with large records, rather than many arrays: every array handed to a 
 compile time at each call, and forty of them made the engine take a minute to compile.
 
 Letters: E environments, U users (or request slots of an open load), P pod slots, G GPUs,
-I Triton instances per pod slot, L leaves of the event tree, W scrapes kept, B latency bins, K log rows.
+I Triton instances per pod slot, L leaves of the event tree, W scrapes kept, B latency bins, K log rows,
+M moments of a fault plan.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ BINS = 256
 """Latency bins: 16 per octave from 2^-10 s to 2^6 s."""
 SCRAPES = 32
 """Prometheus scrapes kept, the most a window can span."""
+READINGS = 16
+"""cAdvisor readings kept of a pod; a delay of the metrics must fit into them."""
+NEIGHBOURS = 4
+"""Most foreign processes on one GPU."""
 HPA_RULES, HPA_RECS, HPA_EVENTS = 16, 512, 512
 
 # Users
@@ -36,7 +41,9 @@ FREE, PENDING, SCHEDULED, RUNNING, READY, TERMINATING = 0, 1, 2, 3, 4, 5
 # Distribution of the GPU phase around its mean
 DETERMINISTIC, LOGNORMAL, EXPONENTIAL = 0, 1, 2
 # Slow events of the control plane: one time each
-LEVEL, DEPLOY, RESIZE, HPA_SYNC, METRICS_SERVER, SCRAPE, DCGM_BEGIN, DCGM_END = range(8)
+LEVEL, DEPLOY, RESIZE, HPA_SYNC, METRICS_SERVER, SCRAPE, DCGM_BEGIN, DCGM_END, FAULT = range(9)
+# How a fault ends a pod
+SURVIVES, CRASHES, EVICTED = 0, 1, 2
 # What ended a call of the request loop
 REACHED, LOG_FULL, SLOW_EVENT = 0, 1, 2
 
@@ -55,14 +62,25 @@ SCRAPED = (
     "batches",
     "cpu_used_s",
     "in_flight",
+    "lost",
 )
-"""Columns of one Prometheus scrape: cumulative counters and one gauge."""
+"""Columns of one Prometheus scrape: cumulative counters, one gauge, and whether the scrape failed."""
+LOST = SCRAPED.index("lost")
+GPU_SAMPLE = ("t", "busy", "vram_bytes", "lost")
+"""Columns of one DCGM sample."""
 
 
 def fields(floats: str = "", integers: str = "", states: str = "") -> list[tuple[str, str]]:
     """Declare fields by name: float64, int64, and uint64 for random states."""
     kinds = (("u8", states), ("f8", floats), ("i8", integers))
     return [(name, kind) for kind, names in kinds for name in names.split()]
+
+
+def whole_lines(declared: list[tuple[str, str]]) -> np.dtype[Any]:
+    """Return a record padded to whole cache lines of 64 bytes, so that no two of an array share one."""
+    spare = -np.dtype(declared, align=True).itemsize % 64 // 8
+    padding: list[Any] = [("spare", "f8", (spare,))] if spare else []
+    return np.dtype([*declared, *padding], align=True)
 
 
 USER = np.dtype(
@@ -75,28 +93,45 @@ TREE = np.dtype([("t", "f8"), ("leaf", "i8")], align=True)
 LEVELS = np.dtype([("from_s", "f8"), ("users", "i8")], align=True)
 LOG = np.dtype([("start_s", "f8"), ("latency_s", "f8"), ("status", "i8")], align=True)
 
+FAULTS = np.dtype(
+    fields(
+        "from_s gpu_speed host_alpha_s host_beta_s start_factor stolen_cores metric_delay_s draw",
+        "neighbours metrics_lost death",
+    ),
+    align=True,
+)
+"""One moment of a core.fault.FaultPlan: what holds from then on, and how the ready pod that `draw` picks ends."""
+
 INSTANCE = np.dtype(fields("key", "head size on_gpu left right"), align=True)
 """A Triton instance: its batch (or the next free instance), and its node in a processor's skew heap."""
 
-RESOURCE = np.dtype(
+RESOURCE = whole_lines(
     fields(
         "virtual_s last_s capacity per_job shared_loss loss_per_job period_s quota_s period_end_s used_s busy_s",
         "jobs root throttled",
-    ),
-    align=True,
+    )
 )
 """A processor that jobs share: a pod's CPU under its limit, or a GPU. Its rules stand in primitives."""
 
-POD = np.dtype(
+POD = whole_lines(
     fields(
-        "life_s endpoint_s sigterm_s kill_s created_s admitted_s up_s ready_s batch_s share vram_bytes "
-        "advisor_s seen_s seen_used_s older_s older_used_s newer_s newer_used_s",
-        "state uid revision gpu endpoint listed head tail queued in_flight free instances scraped_in_flight",
+        "life_s endpoint_s sigterm_s kill_s created_s admitted_s up_s ready_s turned_s batch_s share vram_bytes "
+        "advisor_s backoff_s backoff_at_s",
+        "state uid revision gpu endpoint listed head tail queued in_flight free instances restarts",
         states="rng",
-    ),
-    align=True,
+    )
 )
-"""A pod slot. `endpoint` is its place in the Service's list, `listed` the slot that stands at this place."""
+"""A pod slot. `endpoint` is its place in the Service's list, `listed` the slot that stands at this place.
+
+`ready_s` is -INF while the pod is not ready, `turned_s` when that last changed.
+"""
+
+METER = np.dtype(
+    [("seen_s", "f8", (READINGS,)), ("seen_used_s", "f8", (READINGS,)), ("in_flight", "i8", (SCRAPES,)),
+     *fields("older_s older_used_s newer_s newer_used_s", "readings")],
+    align=True,
+)  # fmt: skip
+"""What monitoring has of a pod slot: cAdvisor's readings, metrics-server's last two of them, and the scraped gauge."""
 
 HPA = np.dtype(
     [("spec", hpa.SPEC), ("metrics", hpa.METRIC, (1,)), ("rules", hpa.RULE, (HPA_RULES,)), ("memory", hpa.MEMORY),
@@ -118,19 +153,24 @@ _CONSTANTS = fields(
 )
 _STATE = fields(
     "t cpu_limit cpu_applied gpu_share hpa_target latency_sum_s queue_sum_s cpu_gone_s accrued_s alive_s ready_s "
-    "limit_s vram_s vram_bytes gpu_seen gpu_seen_at_s dcgm_busy_s",
+    "limit_s vram_s vram_bytes dcgm_busy_s",
     "level target_users arrival free_slot replicas instances revision hpa_on hpa_metric events endpoints uid "
     "completed failed slow batches in_flight scrapes log_rows ticks",
     states="rng",
 )
+_TROUBLE = fields(
+    "gpu_speed start_factor stolen_cores metric_delay_s frozen_s scraped_s sampled_s",
+    "fault neighbours metrics_lost samples ring",
+)
 SIM = np.dtype(
-    [*_CONSTANTS, *_STATE]
-    + [("slow_s", "f8", (8,)), ("histogram", "i4", (BINS,))]
+    [*_CONSTANTS, *_STATE, *_TROUBLE]
+    + [("slow_s", "f8", (FAULT + 1,)), ("histogram", "i4", (BINS,))]
     + [(f"{k}_histogram", "i4", (BINS,)) for k in ("tick", "control")]
     + [(f"{k}_account", "f8", (len(ACCOUNT),)) for k in ("tick", "control")]
     + [
         ("scraped", "f8", (SCRAPES, len(SCRAPED))),
         ("scraped_histogram", "i4", (SCRAPES, BINS)),
+        ("sampled", "f8", (SCRAPES, len(GPU_SAMPLE))),
         ("hpa", HPA),
     ],
     align=True,
@@ -145,9 +185,11 @@ class Env(NamedTuple):
     users_EU: NDArray[Any]
     events_EU: NDArray[Any]  # 4-ary heap of the next arrivals
     pods_EP: NDArray[Any]
-    instances_EI: NDArray[Any]  # I of pod 0, I of pod 1, ...
+    meters_EP: NDArray[Any]
+    instances_EI: NDArray[Any]  # I of pod 0, I of pod 1, ..., then each GPU's neighbours
     resources_ER: NDArray[Any]  # P pod CPUs, then G GPUs
     tree_EL: NDArray[Any]  # tournament over the event sources, root at 1
     log_EK: NDArray[Any]
     levels_EV: NDArray[Any]
+    faults_EM: NDArray[Any]
     arrival_s_EN: NDArray[np.float64]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusched.core.fault import FaultPlan
 from gpusched.core.logs import RequestLog, TickLog
 from gpusched.core.ports import Episode
 from gpusched.core.seeds import child, states
@@ -76,6 +77,7 @@ class Reference(ControlPlane):
         self._start_load([int(word) for word in states(users_seed, max(self.plan.max_users, 1))])
         self._start_clocks(np.random.default_rng(clocks_seed))
         self._start_gpus()
+        self.begin_faults(episode.fault or FaultPlan())
         self._start_pods(np.random.default_rng(pods_seed))
         self.before = self._account()
 
@@ -118,9 +120,9 @@ class Reference(ControlPlane):
             pod.gpu = k % len(self.gpus)
             self.start_process(pod)
             pod.state, pod.life_s, pod.advisor_s = READY, INF, CADVISOR_S * phase
-            pod.created_s = pod.admitted_s = pod.up_s = pod.ready_s = -LONG_AGO_S
-            pod.seen = pod.newer = (-CADVISOR_S * phase, 0.0)
-            pod.older = (pod.newer[0] - CADVISOR_S, 0.0)
+            pod.created_s = pod.admitted_s = pod.up_s = pod.ready_s = pod.turned_s = -LONG_AGO_S
+            pod.newer, pod.older = (-CADVISOR_S * phase, 0.0), (-CADVISOR_S * (1.0 + phase), 0.0)
+            pod.seen = [pod.newer]
             self.endpoints.append(pod)
 
     # --- the event loop ---
@@ -253,6 +255,12 @@ class Reference(ControlPlane):
         think_s = self.plan.think_min_s + span_s * user.stream.uniform()
         heapq.heappush(self.arrivals, (on_grid(answer_s + think_s + self.half_client_s), user.index))
 
+    def disconnect(self, pod: Pod) -> None:
+        """The pod's process died: kept-alive connections to it are closed."""
+        for user in self.users:
+            if user.pod is pod:
+                user.left = 0
+
     def fail(self, users: list[User]) -> None:
         for user in users:
             self.answer(user, ok=False)
@@ -300,6 +308,7 @@ class Reference(ControlPlane):
         pod.idle -= 1
         pod.running.append(batch)
         work_s = self.value["host_alpha_s"] + self.value["host_beta_s"] * len(users)
+        work_s /= self.level_now["host_speed"]
         if work_s > 0.0 and pod.cpu:
             pod.cpu.left_s[batch] = work_s
         else:
@@ -370,15 +379,16 @@ class Reference(ControlPlane):
     def observe(self) -> NDArray[np.float64]:
         """Return what a policy sees, in the order of core.observation.Observation."""
         ready, nan = len(self.endpoints), math.nan
+        gpu = self.latest(self.gpu_samples) or {"busy": nan, "vram_bytes": nan}
         row = [nan] * 10 + [
-            self.gpu_seen, sum(pod.vram_bytes for pod in self.holding()), self.replicas, ready,
-            self.hpa_target if self.hpa else nan, self.cpu_limit, self.instances, self.share, INF,
-            self.t - self.gpu_seen_at_s,
+            gpu["busy"], gpu["vram_bytes"], self.replicas, ready, self.hpa_target if self.hpa else nan,
+            self.cpu_limit, self.instances, self.share, self.age_s(self.scrapes), self.age_s(self.gpu_samples),
         ]  # fmt: skip
-        if len(self.scrapes) < 2:
+        row[7] = (self.latest(self.scrapes) or {"in_flight": nan})["in_flight"]
+        if len(self.window()) < 2:
             return np.array(row)
-        newer, older = self.window()
-        d = {name: newer[name] - older[name] for name in newer}
+        newer, older = self.window()[-1], self.window()[0]
+        d = {name: newer[name] - older[name] for name in newer if name != "pods"}
         done, cores = d["completed"], d["cpu_used_s"] / d["t"]
         row[0] = done / d["t"]
         row[1] = d["failed"] / (done + d["failed"]) if done + d["failed"] else nan
@@ -386,10 +396,14 @@ class Reference(ControlPlane):
             row[2], row[3], row[5] = d["slow"] / done, d["latency_sum_s"] / done, d["queue_sum_s"] / done
             row[4] = p95(self.latencies_s[older["answered"] : newer["answered"]])
             row[6] = done / d["batches"] if d["batches"] else nan
-        row[7], row[8] = newer["in_flight"], cores
+        row[8] = cores
         row[9] = cores / (ready * self.request_cores()) if ready else nan
-        row[18] = self.t - newer["t"]
         return np.array(row)
+
+    def overdue(self) -> int:
+        """Requests in the pods that have no answer and are later than the SLO."""
+        waiting = [user for user in self.users if user.state in (QUEUED, EXECUTING)]
+        return sum(self.t - user.send_s > self.slo_s for user in waiting)
 
     def logs(self) -> tuple[RequestLog, TickLog]:
         """Return all requests, open ones last with their age, and the ticks."""

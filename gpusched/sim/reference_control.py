@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpusched.core.controls import UNSET, Controls, HPASpec
+from gpusched.core.fault import LEVELS, FaultPlan
 from gpusched.core.service import Service
 from gpusched.sim import hpa
 from gpusched.sim.hpa_replicas import PHASE_PENDING, PHASE_RUNNING, READY_FALSE, READY_TRUE
@@ -16,6 +17,7 @@ from gpusched.sim.records import (
     DCGM_BEGIN,
     DCGM_END,
     DEPLOY,
+    FAULT,
     FREE,
     HPA_SYNC,
     INF,
@@ -32,7 +34,8 @@ from gpusched.sim.records import (
 from gpusched.sim.reference_parts import Pod, Processor, Stream, User
 
 CADVISOR_S = 10.0
-CLOCK_ORDER = (LEVEL, RESIZE, DEPLOY, METRICS_SERVER, SCRAPE, DCGM_END, DCGM_BEGIN, HPA_SYNC)
+RELIST_S = 1.0
+CLOCK_ORDER = (FAULT, LEVEL, RESIZE, DEPLOY, METRICS_SERVER, SCRAPE, DCGM_END, DCGM_BEGIN, HPA_SYNC)
 """Who goes first of two that are due at the same time."""
 
 
@@ -56,10 +59,11 @@ class ControlPlane:
         self.uid = self.revision = 0
         self.instances, self.share = int(self.value["instances"]), 1.0
         self.cpu_limit = self.cpu_applied = self.value["cpu_limit_cores"]
-        self.clock_s = [INF] * 8
+        self.clock_s = [INF] * (FAULT + 1)
         self.gone_cpu_s = self.gone_to_dcgm_s = 0.0
-        self.gpu_seen = self.gpu_seen_at_s = math.nan
-        self.scrapes: list[dict[str, Any]] = []
+        self.scrapes: list[dict[str, Any]] = []  # a lost one has a time only
+        self.gpu_samples: list[dict[str, float]] = []
+        self.fault, self.level_now, self.frozen_s = FaultPlan(), dict(LEVELS), -INF
         self.hpa: HPASpec | None = None
 
     # --- what the data plane must offer ---
@@ -71,6 +75,9 @@ class ControlPlane:
         raise NotImplementedError
 
     def counters(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def disconnect(self, pod: Pod) -> None:
         raise NotImplementedError
 
     # --- pods ---
@@ -110,9 +117,10 @@ class ControlPlane:
     def deletion_order(self, pods: list[Pod]) -> list[Pod]:
         """controller_utils.go ActivePodsWithRanks: less far first, then the younger by powers of two, then by UID."""
 
-        def rank(pod: Pod) -> tuple[int, int, int]:
+        def rank(pod: Pod) -> tuple[int, int, int, int]:
             age_s = max(self.t - (pod.ready_s if pod.state == READY else pod.created_s), 0.0)
-            return pod.state, math.floor(math.log2(age_s + 1.0)), (pod.uid * 2654435761) % 65536
+            phase = max(pod.state, RUNNING) if pod.restarts else pod.state
+            return phase, math.floor(math.log2(age_s + 1.0)), -pod.restarts, (pod.uid * 2654435761) % 65536
 
         return sorted(pods, key=rank)
 
@@ -124,7 +132,7 @@ class ControlPlane:
         pod = Pod(
             slot=self.slots.index(None), uid=self.uid, stream=Stream.fork(self.pod_key, self.uid), state=PENDING,
             revision=self.revision, instances=self.instances, share=self.share, vram_bytes=vram_bytes,
-            created_s=self.t,
+            created_s=self.t, turned_s=self.t,
         )  # fmt: skip
         self.slots[pod.slot] = pod
         self.schedule(pod)
@@ -137,15 +145,19 @@ class ControlPlane:
         requested = (len(self.holding()) + 1) * self.request_cores()
         if (
             taken[g] + pod.vram_bytes > self.service.usable_vram_bytes
-            or requested > self.value["node_cpu_cores"]
+            or requested > self.value["node_cpu_cores"] - self.level_now["stolen_cores"]
         ):
             return
         low, high = self.value["schedule_min_s"], self.value["schedule_max_s"]
-        sigma = math.sqrt(math.log1p(self.value["start_cv"] ** 2))
-        mu = math.log(max(self.value["start_s"], 1e-9)) - sigma**2 / 2
         pod.state, pod.gpu = SCHEDULED, g
         pod.admitted_s = self.t + low + (high - low) * pod.stream.uniform()
-        pod.up_s = pod.life_s = pod.admitted_s + math.exp(mu + sigma * pod.stream.normal())
+        pod.up_s = pod.life_s = pod.admitted_s + self.start_s(pod)
+
+    def start_s(self, pod: Pod) -> float:
+        """Draw how long a container takes until its process is up."""
+        sigma = math.sqrt(math.log1p(self.value["start_cv"] ** 2))
+        mu = math.log(max(self.value["start_s"], 1e-9)) - sigma**2 / 2
+        return self.level_now["start_factor"] * math.exp(mu + sigma * pod.stream.normal())
 
     def start_process(self, pod: Pod) -> None:
         pod.state = RUNNING
@@ -157,7 +169,7 @@ class ControlPlane:
         pod.idle = pod.instances
 
     def become_ready(self, pod: Pod) -> None:
-        pod.state, pod.ready_s, pod.life_s = READY, self.t, INF
+        pod.state, pod.ready_s, pod.turned_s, pod.life_s = READY, self.t, self.t, INF
         pod.endpoint_s = self.t + self.endpoint_lag_s(pod)
         if self.service.sharing == "mps":
             self.gpus[pod.gpu].per_job = pod.share
@@ -200,14 +212,40 @@ class ControlPlane:
             pod.life_s = min(pod.life_s, max(self.t, pod.sigterm_s))
 
     def kill(self, pod: Pod) -> None:
+        broken = self.empty(pod)
+        self.free(pod)
+        self.fail(broken)
+
+    def crash(self, pod: Pod) -> None:
+        """The container dies and starts again: at once, or, if it died before, after 10 s, 20 s, 40 s ... 300 s.
+
+        The kubelet's back-off (doBackOff) forgets a container that ran for ten minutes.
+        """
+        broken = self.empty(pod)
+        self.disconnect(pod)
+        self.gone_cpu_s += pod.cpu.used_s if pod.cpu else 0.0
+        noticed_s = self.t + RELIST_S * pod.stream.uniform()
+        endpoint_s = noticed_s + self.endpoint_lag_s(pod)
+        pod.endpoint_s = endpoint_s if pod in self.endpoints else INF
+        recent = pod.restarts > 0 and self.t - pod.backoff_at_s <= 600.0
+        pod.backoff_at_s = max(noticed_s, self.t + pod.backoff_s) if recent else noticed_s
+        pod.backoff_s = min(2.0 * pod.backoff_s, 300.0) if recent else 10.0
+        pod.restarts += 1
+        pod.state, pod.cpu, pod.ready_s, pod.turned_s = SCHEDULED, None, -INF, self.t
+        pod.batch_s = pod.advisor_s = INF
+        pod.up_s = pod.life_s = pod.backoff_at_s + self.start_s(pod)
+        pod.seen = []
+        self.fail(broken)
+
+    def empty(self, pod: Pod) -> list[User]:
+        """Take all requests out of a pod whose process is gone, and return their users."""
         broken = [*pod.queue, *(user for batch in pod.running for user in batch.users)]
         for batch in pod.running:
             self.gpus[pod.gpu].left_s.pop(batch, None)
         self.in_flight -= len(broken)
         pod.queue.clear()
         pod.running.clear()
-        self.free(pod)
-        self.fail(broken)
+        return broken
 
     def free(self, pod: Pod) -> None:
         """Give back all a pod held and let pending pods try again."""
@@ -225,7 +263,7 @@ class ControlPlane:
         pod.endpoint_s = INF
         if pod.state == READY and pod not in self.endpoints:
             self.endpoints.append(pod)
-        elif pod.state == TERMINATING and pod in self.endpoints:
+        elif pod.state != READY and pod in self.endpoints:
             self.remove_endpoint(pod)
 
     def remove_endpoint(self, pod: Pod) -> None:
@@ -246,18 +284,29 @@ class ControlPlane:
 
     def advisor(self, pod: Pod) -> None:
         """cAdvisor reads the CPU counter, again after 10 to 20 s."""
-        pod.seen = (self.t, pod.cpu.used_s if pod.cpu else 0.0)
+        pod.seen.append((self.t, pod.cpu.used_s if pod.cpu else 0.0))
         pod.advisor_s = self.t + CADVISOR_S * (1.0 + pod.stream.uniform())
 
     def metrics_server(self) -> None:
-        """Keep the last two distinct samples; a container's first counts from 10 s of age, paired with its start."""
+        """Keep the last two distinct samples of every container the scrape finds, and none of the others.
+
+        A container that is at least 10 s and less than one resolution old is paired with its start instead.
+        """
         self.clock_s[METRICS_SERVER] += self.clocks.metrics_server_s
         for pod in self.pods():
-            if pod.cpu is None or pod.seen[0] <= pod.newer[0]:
+            if pod.cpu is None or self.level_now["metrics_lost"]:
+                pod.older = pod.newer = None
                 continue
-            first = pod.newer[0] == -INF
-            if not first or pod.seen[0] - pod.up_s >= 10.0:
-                pod.older, pod.newer = (pod.up_s, 0.0) if first else pod.newer, pod.seen
+            visible = [sample for sample in pod.seen if sample[0] <= self.visible_s()]
+            if not visible:
+                continue
+            if 10.0 <= visible[-1][0] - pod.up_s < self.clocks.metrics_server_s:
+                pod.older = (pod.up_s, 0.0)
+            elif pod.newer is None or visible[-1][0] > pod.newer[0]:
+                pod.older = (
+                    pod.newer if pod.newer and pod.newer[0] > pod.up_s else None
+                )  # not across a restart
+            pod.newer = visible[-1]
 
     def cpu_used_s(self) -> float:
         return self.gone_cpu_s + sum(pod.cpu.used_s for pod in self.pods() if pod.cpu)
@@ -267,14 +316,29 @@ class ControlPlane:
 
     def scrape(self) -> None:
         self.clock_s[SCRAPE] += self.clocks.scrape_s
-        self.scrapes.append(self.counters())
-        for pod in self.pods():
-            pod.scraped_in_flight = pod.in_flight
+        pods = {pod.uid: pod.in_flight for pod in self.pods()}
+        lost = bool(self.level_now["metrics_lost"])
+        self.scrapes.append({"t": self.t} if lost else self.counters() | {"pods": pods})
 
-    def window(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the newest scrape and the oldest one inside the window."""
+    def visible_s(self) -> float:
+        """Samples taken until then can be seen; a delay that grows stops the data, but takes nothing back."""
+        return max(self.frozen_s, self.t - self.level_now["metric_delay_s"])
+
+    def latest(self, samples: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """Return the newest sample that can be seen, None where it was lost or there is none."""
+        visible = [sample for sample in samples if sample["t"] <= self.visible_s()]
+        return visible[-1] if visible and len(visible[-1]) > 1 else None
+
+    def window(self) -> list[dict[str, Any]]:
+        """Return the scrapes inside the window that were not lost."""
         rows = max(2, round(self.clocks.window_s / self.clocks.scrape_s) + 1)
-        return self.scrapes[-1], self.scrapes[-rows:][0]
+        visible = [scrape for scrape in self.scrapes if scrape["t"] <= self.visible_s()]
+        return [scrape for scrape in visible[-rows:] if len(scrape) > 1]
+
+    def age_s(self, samples: list[dict[str, Any]]) -> float:
+        """Age of the newest sample that was not lost, INF without one."""
+        taken_s = [sample["t"] for sample in samples if len(sample) > 1 and sample["t"] <= self.visible_s()]
+        return self.t - taken_s[-1] if taken_s else INF
 
     def dcgm_begin(self) -> None:
         self.clock_s[DCGM_BEGIN] += self.clocks.dcgm_s
@@ -284,8 +348,9 @@ class ControlPlane:
         """A point sample of the device: the share of a short window in which a kernel ran."""
         self.clock_s[DCGM_END] += self.clocks.dcgm_s
         window_s = min(self.clocks.dcgm_window_s, self.clocks.dcgm_s)
-        self.gpu_seen = (self.gpu_busy_s() - self.gone_to_dcgm_s) / (window_s * len(self.gpus))
-        self.gpu_seen_at_s = self.t
+        busy = (self.gpu_busy_s() - self.gone_to_dcgm_s) / (window_s * len(self.gpus))
+        seen = {"busy": busy, "vram_bytes": sum(pod.vram_bytes for pod in self.holding())}
+        self.gpu_samples.append({"t": self.t} | ({} if self.level_now["metrics_lost"] else seen))
 
     # --- HPA ---
 
@@ -305,7 +370,7 @@ class ControlPlane:
         columns = [np.array([[s[k] for s in samples]], dtype=np.int64) for k in range(4)]
         value, sample_ms, window_ms, request = columns
         has = np.array([[s[4] for s in samples]], dtype=np.bool_)
-        available = np.array([self.hpa.metric == "cpu" or len(self.scrapes) > 1], dtype=np.int64)
+        available = np.array([len(self.window()) > 1], dtype=np.int64)
         desired, rescaled, _ = hpa.reconcile(
             packed.spec[0], packed.metrics_M, packed.rules, self.memory[0], *self.history,
             np.array(listed, dtype=hpa.POD), len(pods), value, sample_ms, window_ms, has, request,
@@ -318,34 +383,75 @@ class ControlPlane:
 
     def listed(self, pod: Pod) -> tuple[int, int, int, int, int]:
         """The pod as the API shows it: phase, deleting, Ready, its last transition, start; whole seconds."""
-        was_ready = pod.ready_s > -INF
         return (
-            PHASE_RUNNING if pod.state >= RUNNING else PHASE_PENDING,
+            PHASE_RUNNING if pod.state >= RUNNING or pod.restarts else PHASE_PENDING,
             int(pod.state == TERMINATING),
-            READY_TRUE if was_ready else READY_FALSE,
-            1000 * math.floor(pod.ready_s if was_ready else pod.created_s),
+            READY_TRUE if pod.ready_s > -INF else READY_FALSE,
+            1000 * math.floor(pod.turned_s),
             hpa.NONE_MS if pod.state == PENDING else 1000 * math.floor(pod.admitted_s),
         )
 
     def sample(self, pod: Pod) -> tuple[int, int, int, int, bool]:
         """The pod's metric: value, timestamp, window, request, whether there is one."""
         request = math.ceil(self.request_cores() * 1000.0 - 1e-9)
+        nothing = 0, 0, 0, request, False
+        if pod.state < RUNNING:
+            return nothing
         if self.hpa is not None and self.hpa.metric != "cpu":
-            return 1000 * pod.scraped_in_flight, int(self.t * 1000.0), 0, request, pod.state >= RUNNING
+            scrape = self.latest(self.scrapes)
+            if scrape is None or scrape["t"] < pod.up_s:
+                return nothing
+            return 1000 * scrape["pods"][pod.uid], int(self.t * 1000.0), 0, request, True
+        if pod.newer is None or pod.older is None:
+            return nothing
         window_s = pod.newer[0] - pod.older[0]
-        if pod.state < RUNNING or pod.newer[0] == -INF:
-            return 0, 0, 0, request, False
         cores = (pod.newer[1] - pod.older[1]) / window_s
         newer_ms = 1000 * math.floor(pod.newer[0])
         return math.ceil(cores * 1000.0 - 1e-9), newer_ms, int(window_s * 1000.0), request, True
 
     def queue_us(self) -> int:
         """Mean Triton queue time of the window, microseconds."""
-        if len(self.scrapes) < 2:
+        if len(self.window()) < 2:
             return 0
-        newer, older = self.window()
+        newer, older = self.window()[-1], self.window()[0]
         done = newer["completed"] - older["completed"]
         return int((newer["queue_sum_s"] - older["queue_sum_s"]) / done * 1e6) if done > 0 else 0
+
+    # --- faults ---
+
+    def begin_faults(self, plan: FaultPlan) -> None:
+        self.fault = plan
+        self.moments = sorted(
+            [(float(t), 0, k) for k, t in enumerate(plan.from_s_K)]
+            + [(float(t), 1, d) for d, t in enumerate(plan.death_s_D)]
+        )
+        self.clock_s[FAULT] = self.moments[0][0] if self.moments else INF
+
+    def suffer(self) -> None:
+        """The next change of level, or the next death."""
+        _, is_death, row = self.moments.pop(0)
+        self.clock_s[FAULT] = self.moments[0][0] if self.moments else INF
+        if is_death:
+            self.lose_pod(float(self.fault.death_draw_D[row]), bool(self.fault.evicted_D[row]))
+        else:
+            self.change_levels({name: float(getattr(self.fault, f"{name}_K")[row]) for name in LEVELS})
+
+    def lose_pod(self, draw: float, evicted: bool) -> None:
+        ready = [pod for pod in self.pods() if pod.state == READY]
+        if ready:
+            pod = ready[int(draw * len(ready))]
+            (self.kill if evicted else self.crash)(pod)
+
+    def change_levels(self, now: dict[str, float]) -> None:
+        before, visible_s, self.level_now = self.level_now, self.visible_s(), now
+        if now["metric_delay_s"] != before["metric_delay_s"]:
+            self.frozen_s = visible_s
+        for gpu in self.gpus:
+            gpu.speed, gpu.foreign = now["gpu_speed"], int(now["neighbours"])
+        if now["stolen_cores"] != before["stolen_cores"]:
+            for pod in self.pods():
+                if pod.state == PENDING:
+                    self.schedule(pod)
 
     # --- controls ---
 
@@ -379,6 +485,7 @@ class ControlPlane:
         return {
             LEVEL: self.change_users, RESIZE: self.resize, DEPLOY: self.deploy, METRICS_SERVER: self.metrics_server,
             SCRAPE: self.scrape, DCGM_END: self.dcgm_end, DCGM_BEGIN: self.dcgm_begin, HPA_SYNC: self.hpa_sync,
+            FAULT: self.suffer,
         }  # fmt: skip
 
     def deploy(self) -> None:

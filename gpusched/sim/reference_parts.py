@@ -93,7 +93,8 @@ class Processor:
 
     With a CFS period every job has a thread (and a core) of its own until the quota of the period,
     capacity·period_s, is spent; then all stop until the period ends. Without one (period_s = 0) the jobs get
-    equal shares of the capacity, at most per_job each, after what sharing itself costs.
+    equal shares of the capacity, at most per_job each, after what sharing itself costs; foreign jobs never end.
+    `speed` is the clock, 1 = full.
     """
 
     capacity: float
@@ -104,6 +105,8 @@ class Processor:
     period_s: float = 0.0
     period_end_s: float = INF
     quota_s: float = INF
+    speed: float = 1.0
+    foreign: int = 0
     left_s: dict[Batch, float] = field(default_factory=dict)
     used_s: float = 0.0
     busy_s: float = 0.0
@@ -118,13 +121,13 @@ class Processor:
 
     def rate(self) -> float:
         """Work per second that each job gets."""
-        jobs = len(self.left_s)
+        jobs = len(self.left_s) + self.foreign
         if jobs == 0 or self.quota_s <= 0.0:
             return 0.0
         if self.period_s > 0.0:
             return 1.0
         loss = 1.0 if jobs == 1 else 1.0 + self.shared_loss + self.loss_per_job * (jobs - 1)
-        return min(self.per_job, self.capacity / (loss * jobs))
+        return self.speed * min(self.per_job, self.capacity / (loss * jobs))
 
     def elapse(self, t: float) -> None:
         """Let time pass until t; nothing may end before."""
@@ -133,7 +136,7 @@ class Processor:
         for batch in self.left_s:
             self.left_s[batch] -= dt * rate
         self.used_s += dt * rate * len(self.left_s)
-        self.busy_s += dt if self.left_s else 0.0
+        self.busy_s += dt if self.left_s or self.foreign else 0.0
         if self.period_s > 0.0:
             self.quota_s -= dt * rate * len(self.left_s)
             if t >= self.period_end_s:
@@ -159,11 +162,10 @@ class Processor:
             self.quota_s = 0.0
 
     def resize(self, limit_cores: float) -> None:
-        """Change the limit; the quota of the running period changes with it."""
-        more_s = (limit_cores - self.capacity) * self.period_s
-        if self.period_s > 0.0 and self.quota_s > 0.0:
-            self.quota_s = max(self.quota_s + more_s, 0.0)
+        """Change the limit: the kernel refills the running period's quota, which wakes whoever had spent it."""
         self.capacity = limit_cores
+        if self.period_s > 0.0:
+            self.quota_s = limit_cores * self.period_s
 
 
 @dataclass(kw_only=True, eq=False)
@@ -193,11 +195,14 @@ class Pod:
     admitted_s: float = -INF
     up_s: float = -INF
     ready_s: float = -INF
-    # CPU samples (time, cumulative CPU time): cAdvisor's last one, and metrics-server's last two
-    seen: tuple[float, float] = (-INF, 0.0)
-    older: tuple[float, float] = (-INF, 0.0)
-    newer: tuple[float, float] = (-INF, 0.0)
-    scraped_in_flight: int = 0
+    turned_s: float = -INF  # when the Ready condition last changed
+    restarts: int = 0
+    backoff_s: float = 0.0
+    backoff_at_s: float = -INF
+    # CPU samples (time, cumulative CPU time): all of cAdvisor's, and metrics-server's last two, where it has them
+    seen: list[tuple[float, float]] = field(default_factory=list)
+    older: tuple[float, float] | None = None
+    newer: tuple[float, float] | None = None
 
     @property
     def in_flight(self) -> int:

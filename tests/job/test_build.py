@@ -12,7 +12,7 @@ from gpusched.core.controls import HPASpec
 from gpusched.core.errors import InputError
 from gpusched.core.service import Service
 from gpusched.job.build import known, option, record
-from gpusched.load.varied import Varied
+from gpusched.load.assorted import Assorted
 from gpusched.policy.hpa import HPA
 from gpusched.policy.ppo import PPO
 
@@ -31,8 +31,8 @@ def test_the_default_job_is_the_plan_s_hpa_on_fifty_users() -> None:
 def test_a_nested_option_is_built_and_named() -> None:
     _, setup = make("policy=ppo")
     assert isinstance(setup.policy, PPO)
-    assert isinstance(setup.train_load, Varied)
-    assert setup.train_name == "varied"
+    assert isinstance(setup.train_load, Assorted)
+    assert setup.train_name == "assorted"
     assert make("policy=ppo", "load@policy.train_load=mixed")[1].train_name == "mixed"
 
 

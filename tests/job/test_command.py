@@ -68,7 +68,7 @@ def in_a_shell(folder: Path, *arguments: str, **more: str) -> subprocess.Complet
 
 BAD = {
     "policy=pppo": r"policy = 'pppo': no such option. Allowed: hpa, hpa_tuned, keda, oracle, ppo, predictive, random, static, table. Did you mean 'ppo'?",
-    "plicy=hpa": "plicy: no such key. Allowed: job, policy, load, reward, action, service, cluster, hypotheses, seed, study, "
+    "plicy=hpa": "plicy: no such key. Allowed: job, policy, load, reward, action, service, cluster, fault, hypotheses, seed, study, "
     "resume, tracking, trial, experiment. Did you mean 'policy'?",
     "load.usrs=3": "load.usrs: no such key. Allowed: users, think_min_s, think_max_s. Did you mean 'users'?",
     "load.users=": None,
@@ -118,7 +118,7 @@ assert not heavy, heavy"""
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert "python run.py policy=hpa load=high" in done.stdout
-    assert "load: high, low, medium, mixed, periodic, ramp, spike, trace, varied" in done.stdout
+    assert "load: assorted, high, low, medium, mixed, periodic, ramp, spike, trace, varied" in done.stdout
 
 
 def test_a_trial_ends_with_its_table(command, capfd: pytest.CaptureFixture[str]) -> None:

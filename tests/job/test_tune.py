@@ -59,7 +59,7 @@ def test_a_search_is_stored_with_its_ledger_and_its_candidates(store: Store) -> 
     table = store.download(found.id, "candidates.csv").read_text().splitlines()
     assert len(table) == 1 + ledger["candidates"]
     assert found.tags["fingerprint"] == setup.fingerprint
-    assert found.tags["load"] == "varied"
+    assert found.tags["load"] == "assorted"
     assert found.tags["gate/action_sensitivity"] == "ok"
     assert found.tags["verdict"] == "budget of 400 control steps spent"
     card = json.loads((store.download(found.id, "model") / "policy.json").read_text())

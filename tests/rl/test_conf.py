@@ -51,11 +51,13 @@ def test_another_training_load() -> None:
         ("training.gamma", 1.5),
         ("training.frames", 10),
         ("training.kl_stop", -1.0),
+        ("training.critic_ahead", -1),
         ("training.validate_episodes", 1),
         ("convergence.window", 2),
         ("convergence.kl_max", 0.0),
         ("convergence.agreement_min", 2.0),
         ("encoder.history", -1),
+        ("encoder.lookahead", 9),
     ],
 )
 def test_a_bad_value_is_refused_by_name(key: str, value: Any) -> None:

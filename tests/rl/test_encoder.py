@@ -1,5 +1,7 @@
 """Features: known answers, memory per environment, and nothing but finite numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,8 +13,8 @@ from gpusched.core.errors import InputError
 from gpusched.core.observation import Observation
 from gpusched.policy.encoder import Encoder, EncoderConfig, feature_names
 
-CONFIG = EncoderConfig(slo_s=0.2, think_s=1.5, history=3)
-NAMES = feature_names(3)
+CONFIG = EncoderConfig(slo_s=0.2, think_s=1.5, history=3, changes=False, lookahead=0)
+NAMES = feature_names(3, 0)
 
 
 def seen(envs: int = 1, **columns: float | list[float]) -> Observation:
@@ -55,6 +57,26 @@ def test_the_past_moves_back_one_step_at_a_time() -> None:
     )
 
 
+def test_as_changes_the_past_says_what_came_since() -> None:
+    encoder = Encoder(replace(CONFIG, changes=True), Limits(), 1)
+    shares = [0.1, 0.2, 0.4, 0.8]
+    rows = [encoder.start(seen(slow_share_E=shares[0]))]
+    rows += [encoder.follow(seen(slow_share_E=x)) for x in shares[1:]]
+    past = [[feature(row, f"slow_share-{age}")[0] for age in (1, 2, 3)] for row in rows]
+    assert past == pytest.approx(np.array([[0, 0, 0], [0.1, 0.1, 0.1], [0.2, 0.3, 0.3], [0.4, 0.6, 0.7]]))
+    assert feature(rows[-1], "slow_share") == [0.8]
+
+
+def test_users_ahead_go_on_as_before() -> None:
+    encoder = Encoder(replace(CONFIG, lookahead=2), Limits(), 1)
+    column = feature_names(3, 2).index("population_ahead")
+    rows = [encoder.start(seen(in_flight_E=10.0))]
+    rows += [encoder.follow(seen(in_flight_E=x)) for x in (10.0, 14.0, 20.0, 20.0)]
+    # now + (now - two steps ago), which at the start of an episode is the first value
+    assert [float(row[0, column]) for row in rows] == [10.0, 10.0, 18.0, 30.0, 26.0]
+    assert encoder.size == rows[0].shape[1] == len(feature_names(3, 2))
+
+
 def test_a_new_episode_forgets_only_its_own_past() -> None:
     encoder = Encoder(CONFIG, Limits(), 3)
     encoder.start(seen(3, slow_share_E=0.1))
@@ -85,7 +107,11 @@ def test_a_missing_rate_is_told_from_an_idle_service() -> None:
     assert feature(features, "has_rate") == [0.0, 1.0]
 
 
-@pytest.mark.parametrize(("key", "value"), [("slo_s", 0.0), ("think_s", -1.0), ("history", -1)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("slo_s", 0.0), ("think_s", -1.0), ("history", -1), ("lookahead", 3)]
+)
 def test_a_bad_value_is_refused_by_name(key: str, value: float) -> None:
     with pytest.raises(InputError, match=key):
-        EncoderConfig(**{"slo_s": 0.2, "think_s": 1.5, "history": 2, key: value})
+        EncoderConfig(
+            **{"slo_s": 0.2, "think_s": 1.5, "history": 2, "changes": True, "lookahead": 0, key: value}
+        )

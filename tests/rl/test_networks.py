@@ -11,7 +11,7 @@ from torch.distributions import Categorical
 
 from gpusched.core.errors import InputError
 from gpusched.policy.network import Network, most_likely, read_network
-from gpusched.rl.network import MLP, Levers, export
+from gpusched.rl.network import MLP, Actor, Levers, export
 
 HIDDEN = [8, 5]
 
@@ -47,6 +47,17 @@ def test_normalisation_is_the_samples_own(learnt: MLP) -> None:
     sample = np.random.default_rng(0).normal(3.0, 2.0, (50, 4)).astype(np.float32)
     np.testing.assert_allclose((sample - learnt.mean.numpy()) / learnt.std.numpy(),
                                (sample - sample.mean(0)) / sample.std(0), rtol=1e-4)  # fmt: skip
+
+
+def test_an_actor_neither_reads_nor_scales_by_the_critics_columns() -> None:
+    torch.manual_seed(2)
+    actor, rng = Actor(3, [4], 2, last_gain=1.0), np.random.default_rng(0)
+    sample = rng.normal(3.0, 2.0, (50, 5)).astype(np.float32)
+    actor.normalise_by(sample)
+    np.testing.assert_allclose(actor.mean.numpy(), sample[:, :3].mean(0), rtol=1e-5)
+    changed = np.concatenate([sample[:, :3], rng.normal(size=(50, 2)).astype(np.float32)], axis=1)
+    assert torch.equal(actor(sample)[0], actor(changed)[0])
+    np.testing.assert_allclose(actor.freeze()(sample[:, :3]), actor(sample)[0].detach().numpy(), atol=1e-5)
 
 
 def test_a_constant_feature_is_not_blown_up() -> None:

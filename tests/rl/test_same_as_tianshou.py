@@ -51,17 +51,24 @@ KINDS: dict[str, tuple[Any, Any, Callable[[Any], Any]]] = {
 }
 
 
-def learn(kind: str, fast: bool, return_scaling: bool = False, minibatch: int = 50) -> tuple[list[str], Any]:
+def learn(
+    kind: str, fast: bool, return_scaling: bool = False, minibatch: int = 50, ahead: int = 0
+) -> tuple[list[str], Any]:
     make_env, action, dist_fn = KINDS[kind]
     source = stream("study", "levels", 0, "train")
     with repeatable(source):
         episodes = Episodes(Levels(None), TRIAL.end_s, source)
         env = make_env(
-            ToyCluster(ENVS), Setup(action=action(None)).policy(), Price(None), episodes, stagger=True
+            ToyCluster(ENVS),
+            Setup(action=action(None)).policy(),
+            Price(None),
+            episodes,
+            stagger=True,
+            ahead=ahead,
         )
         actor, critic = (
             Actor(env.encoder.size, [16], sum(env.sizes), 0.01),
-            Critic(env.encoder.size, [16], 1, 1.0),
+            Critic(env.width, [16], 1, 1.0),
         )
         space = env.get_env_attr("action_space")[0]
         policy = ActorPolicy(
@@ -104,6 +111,12 @@ def test_weights_are_equal_bit_by_bit(kind: str) -> None:
 def test_also_with_scaled_returns_and_one_minibatch() -> None:
     options = {"return_scaling": True, "minibatch": 1000}
     assert learn("one lever", fast=False, **options)[0] == learn("one lever", fast=True, **options)[0]
+
+
+def test_also_where_the_critic_is_told_more_than_the_actor() -> None:
+    stock, fast = (learn("one lever", fast=fast, ahead=3)[0] for fast in (False, True))
+    assert stock == fast
+    assert stock != learn("one lever", fast=True)[0]
 
 
 def test_episode_lengths_are_right_across_rollouts() -> None:

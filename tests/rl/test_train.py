@@ -17,7 +17,7 @@ from gpusched.core.errors import InputError
 from gpusched.core.ports import Policy
 from gpusched.core.seeds import stream
 from gpusched.policy.network import read_network
-from gpusched.policy.ppo import PPO
+from gpusched.policy.ppo import PPO, ConvergenceConfig
 from gpusched.rl.train import Verdict, train
 from gpusched.rl.venv import Episodes
 
@@ -127,6 +127,21 @@ def test_every_update_is_told_and_validations_come_with_an_interval(tmp_path: Pa
     )
 
 
+@pytest.mark.parametrize(("stop_early", "frames"), [(True, 13 * 1024), (False, 16 * 1024)])
+def test_a_converged_training_ends_early_only_where_it_may(
+    tmp_path: Path, stop_early: bool, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loose = ConvergenceConfig(
+        window=3, reward_tolerance=9.0, kl_max=9.0, entropy_tolerance=9.0, agreement_min=0.0
+    )
+    setup = Setup(frames=16 * 1024, stop_early=stop_early)
+    policy = setup.policy()
+    policy.config.convergence = loose
+    monkeypatch.setattr(setup, "policy", lambda: policy)
+    _, verdict = run(setup, tmp_path)  # a validation every 4 updates; the first rollout only measures
+    assert verdict.converged and verdict.frames == frames
+
+
 def test_the_best_validated_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
@@ -219,7 +234,7 @@ def copy(short: Path, folder: Path, **changes: Any) -> Path:
 
 
 def test_another_format(short: Path, tmp_path: Path) -> None:
-    assert "format = 99, this run has 1" in refused(copy(short, tmp_path, format=99))
+    assert "format = 99, this run has 2" in refused(copy(short, tmp_path, format=99))
 
 
 def test_weights_of_another_model(short: Path, tmp_path: Path) -> None:

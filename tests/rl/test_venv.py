@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from toy import LEVELS, TRIAL, Levels, Price, Setup, ToyCluster, best_replicas, price
 
+from gpusched.core.load import LoadPlan
 from gpusched.core.seeds import stream
-from gpusched.rl.venv import ClusterEnv, Episodes
+from gpusched.rl.venv import ClusterEnv, Episodes, demand
 
 ENVS = 8
 
@@ -65,6 +66,38 @@ def test_the_reward_is_the_options_own_on_the_scale_given() -> None:
     env.centre, env.spread = -0.5, 4.0
     reward = env.step(np.full((ENVS, 1), 5))[1]
     assert env.raw(float(reward[0])) == pytest.approx(float(env.reward.score(env.cluster.outcome())[0]))
+
+
+def test_the_critic_is_told_the_users_to_come_and_a_restart_begins_its_own() -> None:
+    env = ClusterEnv(
+        ToyCluster(2),
+        Setup().policy(),
+        Price(None),
+        Episodes(Levels(None), TRIAL.end_s, stream("study", "levels", 0)),
+        ahead=3,
+    )
+
+    def told(features_EF: np.ndarray) -> list[list[float]]:
+        assert features_EF.shape[1] == env.width == env.encoder.size + 3
+        return features_EF[:, env.encoder.size :].tolist()
+
+    def truth(plan: LoadPlan, step: int) -> list[int]:
+        middle_s = TRIAL.warmup_s + TRIAL.control_s * (step + np.arange(3) + 0.5)
+        return plan.users_at(middle_s).tolist()
+
+    features, _ = env.reset()
+    assert told(features) == [truth(plan, 0) for plan in env.cluster.plans]
+    for step in range(1, TRIAL.steps + 1):
+        features, *_ = env.step(np.zeros((2, 1), dtype=int))
+        assert told(features) == [truth(plan, step) for plan in env.cluster.plans]
+    again, _ = env.reset([1])
+    assert told(again) == [truth(env.cluster.plans[1], 0)]
+
+
+def test_arrivals_are_told_as_requests_per_control_interval() -> None:
+    arrivals_s_N = np.array([1.0, 31.0, 44.0, 46.0, 200.0])  # warm-up 30 s, intervals of 15 s
+    plan = LoadPlan(from_s_K=np.zeros(1), users_K=np.zeros(1, dtype=int), arrivals_s_N=arrivals_s_N)
+    assert demand(plan, TRIAL, 3).tolist() == [2.0, 1.0, 0.0]
 
 
 def plans(seed: int, purpose: str = "train") -> list[list[int]]:

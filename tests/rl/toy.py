@@ -161,16 +161,21 @@ class Setup:
     frames: int = 8192
     action: Action | None = None
     history: int = 2
+    critic_ahead: int = 0
+    stop_early: bool = True
 
     def policy(self) -> PPO:
         return PPO(
             PPO.Config(
-                encoder=EncoderConfig(slo_s=SLO_S, think_s=THINK_S, history=self.history),
+                encoder=EncoderConfig(
+                    slo_s=SLO_S, think_s=THINK_S, history=self.history, changes=False, lookahead=0
+                ),
                 network=NetworkConfig(hidden=[32, 32]),
                 training=TrainingConfig(
                     frames=self.frames, envs=16, rollout=64, epochs=6, minibatch=256, learning_rate=2e-3,
                     learning_rate_end=0.1, gamma=0.9, gae_lambda=0.9, clip=0.2, kl_stop=0.0,
                     entropy_weight=0.003, value_weight=0.5, max_grad_norm=0.5,
+                    critic_ahead=self.critic_ahead, stop_early=self.stop_early,
                     validate_every=4, validate_episodes=16,
                 ),
                 convergence=ConvergenceConfig(

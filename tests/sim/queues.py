@@ -77,15 +77,18 @@ def bulk_wait(rate: float, alpha_s: float, beta_s: float, largest: int, room: in
 
 def measure(
     service: Service, plans: Sequence[LoadPlan], *, begin_s: float, end_s: float, seed: int, replicas: int = 1,
-    capacity: float = 1.0, dist: int | None = None,
+    capacity: float = 1.0, dist: int | None = None, **more: Any,
 ) -> dict[str, NDArray[np.float64]]:  # fmt: skip
-    """Run one replication per plan on the production engine; returns ACCOUNT differences, shape [E] each."""
+    """Run one replication per plan on the production engine; returns ACCOUNT differences, shape [E] each.
+
+    `more` goes into every episode: a fault, or another service.
+    """
     E = len(plans)
     sim = BatchSim(
         service, envs=E, max_replicas=replicas, clocks=Clocks(scrape_s=1e6, metrics_server_s=1e6, dcgm_s=1e6), slo_s=0.2,
         start_replicas=replicas, record=False,
     )  # fmt: skip
-    sim.reset([episode(plan, seed, e) for e, plan in enumerate(plans)], list(range(E)))
+    sim.reset([episode(plan, seed, e, **more) for e, plan in enumerate(plans)], list(range(E)))
     sim.env.resources_ER["capacity"][:, sim.pod_slots :] = capacity
     if dist is not None:
         sim.env.sim_E["gpu_dist"] = dist

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from world import Scenario, arrivals, bare, closed, controls, episode, poisson, profile
 
 from gpusched.core.controls import HPADirection, HPARule, HPASpec
+from gpusched.core.fault import FaultPlan
 from gpusched.core.logs import RequestLog, TickLog
 from gpusched.core.observation import Observation
 from gpusched.sim.batch import BatchSim, Clocks
@@ -68,6 +69,27 @@ sequences = st.lists(st.tuples(st.integers(0, 14).map(lambda k: k * STEP_S), one
 
 
 @st.composite
+def faults(draw: st.DrawFn) -> FaultPlan:
+    """Any level at any time, and deaths."""
+    moments = sorted(set(draw(st.lists(st.integers(0, 440), max_size=6))))
+    levels = {
+        "gpu_speed": [0.3, 1.0], "host_speed": [0.5, 1.0], "start_factor": [1.0, 4.0], "neighbours": [0.0, 1.0, 3.0],
+        "stolen_cores": [0.0, 15.0, 20.0], "metrics_lost": [0.0, 1.0], "metric_delay_s": [0.0, 4.0, 20.0],
+    }  # fmt: skip
+    rows = {
+        f"{name}_K": np.array(draw(st.lists(st.sampled_from(values), min_size=len(moments), max_size=len(moments))))
+        for name, values in levels.items()
+    }  # fmt: skip
+    times = sorted(draw(st.lists(st.floats(0.0, DURATION_S), max_size=4)))
+    draws = draw(st.lists(st.floats(0.0, 1.0, exclude_max=True), min_size=len(times), max_size=len(times)))
+    evicted = draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=len(times), max_size=len(times)))
+    return FaultPlan(
+        from_s_K=np.array(moments) / 10.0, death_s_D=np.array(times), death_draw_D=np.array(draws),
+        evicted_D=np.array(evicted), **rows,
+    )  # fmt: skip
+
+
+@st.composite
 def scenarios(draw: st.DrawFn) -> Scenario:
     changes = draw(services)
     changes["cpu_request_cores"] = 0.5 * changes["cpu_limit_cores"]
@@ -75,12 +97,13 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         service=profile(**(QUICK | changes)), load=draw(st.one_of(closed_loads, open_loads)), asked=draw(sequences),
         until_s=DURATION_S, control_s=STEP_S, tick_s=1.0, start_replicas=draw(st.integers(1, 3)),
         seed=draw(st.integers(0, 1000)), clocks=Clocks(hpa_sync_s=5.0, metrics_server_s=5.0),
+        fault=draw(st.one_of(st.none(), faults())),
     )  # fmt: skip
 
 
 def start(scenario: Scenario, **how: Any) -> BatchSim:
     sim = scenario.compiled(**how)
-    sim.reset([episode(scenario.load, scenario.seed)], [0])
+    sim.reset([scenario.episode()], [0])
     return sim
 
 
@@ -195,12 +218,28 @@ def test_resources_stay_within_bounds(scenario: Scenario) -> None:
     assert np.all(ticks.replicas_alive_T * s.pod_vram_bytes.value <= ticks.vram_bytes_T * (1.0 + 1e-9) + tiny)
     assert np.all(ticks.gpu_busy_T >= 0.0)
     assert np.all(ticks.gpu_busy_T <= 1.0 + tiny)
-    # A period's quota can be used at both ends of a tick, so a tick may hold one period's quota more than its share.
+    # A period's quota can be used at both ends of a tick, so a tick may hold one period's quota more than its share;
+    # and a resize, or a new container, begins a fresh one.
     slack = s.cfs_period_s.value / scenario.tick_s * ticks.cpu_cores_T.max() * ticks.replicas_alive_T.max()
-    assert np.all(ticks.cpu_cores_used_T >= 0.0)
-    assert np.all(ticks.cpu_cores_used_T <= ticks.cpu_cores_limit_T + slack + tiny)
+    assert np.all(ticks.cpu_cores_used_T >= -1e-12)  # a difference of sums
+    assert np.all(ticks.cpu_cores_used_T <= ticks.cpu_cores_limit_T + 2.0 * slack + tiny)
     used, allowed = ticks.cpu_cores_used_T.sum(), ticks.cpu_cores_limit_T.sum()
-    assert used * scenario.tick_s <= allowed * scenario.tick_s + slack * scenario.tick_s + tiny
+    fresh = 1.0 + len(scenario.asked) + (len(scenario.fault.death_s_D) if scenario.fault else 0)
+    assert used * scenario.tick_s <= allowed * scenario.tick_s + fresh * slack * scenario.tick_s + tiny
+
+
+@settings(max_examples=30, deadline=None)
+@given(scenarios())
+def test_replicas_stay_within_what_was_asked(scenario: Scenario) -> None:
+    """Whatever dies, nobody asks for more or fewer replicas than the policy or the HPA's bounds let him."""
+    _, ticks = live(scenario).logs(0)
+    wanted = [int(c.replicas_E[0]) for _, c in scenario.asked if c.hpa is None and c.replicas_E[0] >= 0]
+    specs = [c.hpa for _, c in scenario.asked if c.hpa is not None]
+    most = max([scenario.start_replicas, *wanted, *[spec.max_replicas for spec in specs]])
+    least = min([scenario.start_replicas, *wanted, *[spec.min_replicas for spec in specs]])
+    assert least <= ticks.replicas_spec_T.min()
+    assert ticks.replicas_spec_T.max() <= most
+    assert ticks.replicas_alive_T.max() <= 2 * scenario.max_replicas + 1 + 1e-9
 
 
 @settings(max_examples=20, deadline=None)
@@ -212,11 +251,15 @@ def test_observations_are_of_the_past_and_not_too_old(scenario: Scenario) -> Non
             sim.apply(one)
         sim.step(np.array([until_s]))
         seen = Observation.from_table(sim.seen_EF)
-        if until_s >= 2.0 * clocks.scrape_s:
-            assert 0.0 <= seen.age_s_E[0] <= clocks.scrape_s
-        if until_s >= 2.0 * clocks.dcgm_s:
-            assert 0.0 <= seen.gpu_age_s_E[0] <= clocks.dcgm_s + 1e-9
-            assert 0.0 <= seen.gpu_utilization_E[0] <= 1.0 + 1e-9
+        fault = scenario.fault or FaultPlan()
+        late_s = fault.metric_delay_s_K.max(initial=0.0) + until_s * fault.metrics_lost_K.any()
+        assert seen.age_s_E[0] >= 0.0
+        assert seen.gpu_age_s_E[0] >= 0.0
+        if until_s >= 2.0 * clocks.scrape_s + late_s:
+            assert seen.age_s_E[0] <= clocks.scrape_s + late_s
+        if until_s >= 2.0 * clocks.dcgm_s + late_s:
+            assert seen.gpu_age_s_E[0] <= clocks.dcgm_s + late_s + 1e-9
+            assert fault.metrics_lost_K.any() or 0.0 <= seen.gpu_utilization_E[0] <= 1.0 + 1e-9
         scraped = sim.env.sim_E["scraped"][0, :, 0]
         assert np.all(scraped <= until_s)
         assert until_s - scraped.max() <= clocks.scrape_s or scraped.max() == 0.0
@@ -255,7 +298,7 @@ def test_same_seed_same_bytes(scenario: Scenario) -> None:
     sim = live(scenario)
     first = tables(sim)
     assert first == tables(live(scenario))
-    sim.reset([episode(scenario.load, scenario.seed)], [0])
+    sim.reset([scenario.episode()], [0])
     sim.apply(controls(scenario.start_replicas))  # an engine that is used again must remember nothing
     again = start(scenario)
     again.apply(controls(scenario.start_replicas))
@@ -273,9 +316,8 @@ def test_alone_or_in_a_batch(scenario: Scenario, other: Any, third: Any, threads
     """An environment does not notice its neighbours, nor the number of threads."""
     alone = tables(live(scenario))
     sim = scenario.compiled(envs=4, threads=threads)
-    loads = [other, scenario.load, third, other]
-    seeds = [5, scenario.seed, 6, 7]
-    sim.reset([episode(load, seed) for load, seed in zip(loads, seeds, strict=True)], [0, 1, 2, 3])
+    others = [episode(load, seed) for load, seed in ((other, 5), (third, 6), (other, 7))]
+    sim.reset([others[0], scenario.episode(), *others[1:]], [0, 1, 2, 3])
     for until_s, asked in scenario.steps():
         for one in asked:
             sim.apply(repeated(one, 4))

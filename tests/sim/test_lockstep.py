@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from both import assert_same_requests, failed, lockstep, rows
 from world import Scenario, arrivals, closed, controls, episode, poisson, profile
 
 from gpusched.core.controls import HPADirection, HPARule, HPASpec
-from gpusched.core.logs import RequestLog, TickLog
-from gpusched.core.observation import Observation
 
 CALM = (6.0, 10.0)
 """Think times at which requests seldom meet, so that rounding never spreads."""
@@ -23,51 +22,6 @@ QUICK: dict[str, Any] = {
     "schedule_min_s": 0.5, "schedule_max_s": 1.5, "start_s": 3.0, "probe_delay_s": 1.0, "probe_period_s": 2.0,
 }  # fmt: skip
 """A service that is up in 5 to 8 s."""
-
-
-def rows(log: RequestLog) -> np.ndarray[Any, Any]:
-    """Requests by the time they were sent; the order of completion is a matter of ties."""
-    table = np.stack([log.start_s_N, log.latency_s_N, log.status_N.astype(np.float64)], axis=1)
-    return table[np.lexsort((table[:, 1], table[:, 0]))]
-
-
-def assert_same_requests(compiled: RequestLog, reference: RequestLog) -> None:
-    a, b = rows(compiled), rows(reference)
-    assert len(a) == len(b)
-    np.testing.assert_allclose(a[:, :2], b[:, :2], rtol=1e-6, atol=1e-7)
-    np.testing.assert_array_equal(a[:, 2], b[:, 2])
-
-
-def assert_same_ticks(compiled: TickLog, reference: TickLog) -> None:
-    for name in TickLog.columns():
-        x, y = getattr(compiled, name), getattr(reference, name)
-        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6, err_msg=name)
-
-
-def lockstep(scenario: Scenario) -> tuple[RequestLog, TickLog]:
-    """Run both engines, compare what a policy sees at every step and the logs at the end; returns the logs."""
-    compiled, reference = scenario.compiled(), scenario.reference()
-    begin = episode(scenario.load, scenario.seed)
-    compiled.reset([begin], [0])
-    reference.reset(begin)
-    for until_s, asked in scenario.steps():
-        for one in asked:
-            compiled.apply(one)
-            reference.apply(one)
-        compiled.step(np.array([until_s]))
-        reference.step(until_s)
-        seen, expected = compiled.seen_EF[0], reference.observe()
-        for name, x, y in zip(Observation.columns(), seen, expected, strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6, err_msg=f"{name} at {until_s} s")
-    requests, ticks = compiled.logs(0)
-    expected_requests, expected_ticks = reference.logs()
-    assert_same_ticks(ticks, expected_ticks)
-    assert_same_requests(requests, expected_requests)
-    return requests, ticks
-
-
-def failed(log: RequestLog) -> int:
-    return int(np.sum(log.status_N == RequestLog.FAILED))
 
 
 # --- data plane ---

@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from gpusched.core.controls import Controls
+from gpusched.core.fault import FaultPlan
 from gpusched.core.load import LoadPlan
 from gpusched.core.ports import Episode
 from gpusched.core.service import Constant, Service
@@ -92,8 +93,8 @@ def poisson(rate_rps: float, count: int, seed: int) -> LoadPlan:
     return arrivals(np.cumsum(np.random.default_rng(seed).exponential(1.0 / rate_rps, count)))
 
 
-def episode(plan: LoadPlan, *seed: int) -> Episode:
-    return Episode(plan=plan, seed=np.random.SeedSequence(seed or (1,)))
+def episode(plan: LoadPlan, *seed: int, **more: Any) -> Episode:
+    return Episode(plan=plan, seed=np.random.SeedSequence(seed or (1,)), **more)
 
 
 def controls(replicas: int = -1, **levers: Any) -> Controls:
@@ -109,6 +110,7 @@ class Scenario:
     load: LoadPlan
     service: Service = field(default_factory=profile)
     asked: Sequence[tuple[float, Controls]] = ()
+    fault: FaultPlan | None = None
     until_s: float = 60.0
     start_replicas: int = 1
     max_replicas: int = 4
@@ -117,6 +119,10 @@ class Scenario:
     tick_s: float = 5.0
     clocks: Clocks = field(default_factory=Clocks)
     seed: int = 1
+
+    def episode(self) -> Episode:
+        """Return what both engines are to live through."""
+        return episode(self.load, self.seed, **({} if self.fault is None else {"fault": self.fault}))
 
     def compiled(self, *, envs: int = 1, threads: int = 1, record: bool = True) -> BatchSim:
         """Return the compiled engine for this scenario, not yet reset."""
