@@ -8,7 +8,7 @@ UI := MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --worke
 
 .PHONY: experiment test check bench setup ui ray
 experiment: $(STAMP)
-	$(PY) run.py experiment=headline resume=true
+	$(PY) run.py experiment=headline resume=true hydra/launcher=joblib
 	$(PY) analyze.py --study headline
 	@echo
 	@echo "Report:    outputs/report/headline/index.html"

@@ -129,6 +129,7 @@ class SimCluster(Cluster):
             failed_E=interval["failed"],
             slow_E=interval["slow"],
             latency_p95_s_E=np.nan_to_num(self.sim.p95_E),
+            overdue_E=self.sim.overdue_E.copy(),
             replicas_max=self.limits.max_replicas,
             cpu_cores_max=self.limits.max_replicas * max(self.limits.cpu_cores),
             slo_s=self.slo_s,

@@ -6,7 +6,7 @@ Each KPI declares its unit, its direction and its definition here; `docs/metrics
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,10 @@ RECOVERY_HOLD_S = 30.0
 
 @dataclass(kw_only=True)
 class Window:
-    """What the KPIs are computed from: the logs between the end of the warm-up and the end of the trial."""
+    """What the KPIs are computed from: the logs between the end of the warm-up and the end of the trial.
+
+    faults  from when to when something was wrong, in order (FaultPlan.spans)
+    """
 
     requests: RequestLog
     ticks: TickLog
@@ -31,6 +34,7 @@ class Window:
     gpus: int
     gpu_vram_bytes: float
     node_memory_bytes: float
+    faults: list[tuple[float, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         before = self.ticks.between(-1.0, self.begin_s).replicas_spec_T
@@ -105,6 +109,16 @@ def recovery_s(w: Window) -> float:
     return float(np.mean([_recover(w, a, b) for a, b in zip(steps, ends, strict=True)]))
 
 
+def fault_recovery_s(w: Window) -> float:
+    """Mean time from a fault's onset until the p95 of every tick of RECOVERY_HOLD_S meets the objective, NaN without one.
+
+    A fault that is not recovered from before the next one (or the end) counts with all of that time.
+    """
+    onsets = [begin_s for begin_s, _ in w.faults]
+    times_s = [_recover(w, a, b) for a, b in zip(onsets, [*onsets, w.end_s][1:], strict=True)]
+    return float(np.mean(times_s)) if times_s else float("nan")
+
+
 def _recover(w: Window, begin_s: float, end_s: float) -> float:
     inside_T = (w.ticks.t_s_T > begin_s + 5e-4) & (w.ticks.t_s_T <= end_s + 5e-4)
     t_s = w.ticks.t_s_T[inside_T]
@@ -176,6 +190,8 @@ KPIS: dict[str, KPI] = {
     "scale_events": KPI("1", -1, "changes of the replicas asked for, tick to tick", scale_events),
     "recovery_s": KPI("s", -1, "mean time from the start and from each rise of the load until p95 meets the SLO for 30 s",
                       recovery_s),
+    "fault_recovery_s": KPI("s", -1, "mean time from each fault's onset until p95 meets the SLO for 30 s; no value without a fault",
+                            fault_recovery_s),
 }  # fmt: skip
 
 HEADLINE = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,7 @@ class Outcome:
     failed_E            requests refused or broken
     slow_E              requests answered well but later than the SLO
     latency_p95_s_E     95th percentile of client latency, 0 without a request
+    overdue_E           requests without an answer at the end of the interval and later than the SLO already
     replicas_max        most replicas the limits allow
     cpu_cores_max       most CPU the limits allow for all replicas, cores
     slo_s               latency objective
@@ -101,10 +102,11 @@ class Outcome:
     replicas_max: int
     cpu_cores_max: float
     slo_s: float
+    overdue_E: Floats = field(default_factory=lambda: np.zeros(1))
 
     @property
     def violation_share_E(self) -> Floats:
-        """Share of the interval's requests that failed or came later than the SLO."""
-        total_E = self.completed_E + self.failed_E
-        bad_E = self.slow_E + self.failed_E
+        """Share of the interval's requests that failed, came later than the SLO, or hang and are later than it."""
+        total_E = self.completed_E + self.failed_E + self.overdue_E
+        bad_E = self.slow_E + self.failed_E + self.overdue_E
         return np.divide(bad_E, total_E, out=np.zeros_like(bad_E), where=total_E > 0)

@@ -289,6 +289,7 @@ def check(made: Setup) -> None:
             "action.gpu_shares", made.limits.gpu_shares, "needs service.sharing=mps to mean anything"
         )
     _inside("load", lambda: made.plan)
+    _inside("fault", lambda: made.episode)
     if made.policy.trained:
         if not made.action.sizes(made.limits):
             raise InputError(

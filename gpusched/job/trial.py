@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusched.core.audit import Audit
-from gpusched.core.kpi import Window, kpis
+from gpusched.core.kpi import RECOVERY_HOLD_S, Window, kpis
 from gpusched.core.logs import TickLog
 from gpusched.core.ports import Cluster
 from gpusched.job import gates
@@ -124,6 +124,7 @@ def _live(setup: Setup, cluster: Cluster) -> Lived:
         gpus=int(setup.service.gpus.value),
         gpu_vram_bytes=setup.service.gpu_vram_bytes.value,
         node_memory_bytes=setup.service.node_memory_bytes.value,
+        faults=setup.episode.fault.spans(spec.end_s, RECOVERY_HOLD_S) if setup.episode.fault else [],
     )
     return Lived(
         ticks=ticks,

@@ -22,7 +22,7 @@ class Weighted(Reward):
     U  GPU-utilisation gain: GPU busy share × (1 − violation share), the share that served requests in time
     E  resource efficiency: 1 − mean(replicas held / most replicas, CPU limit held / most CPU)
     L  latency penalty: (p95 − SLO) / SLO, clipped to [0, 1]
-    V  QoS violation: min(1, 5 × share of requests that failed or came later than the SLO)
+    V  QoS violation: min(1, 5 × share of requests that failed, came later than the SLO, or hang and are later than it)
     """
 
     @dataclass(kw_only=True)

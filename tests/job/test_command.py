@@ -130,6 +130,7 @@ def test_a_trial_ends_with_its_table(command, capfd: pytest.CaptureFixture[str])
     assert found.id in table
 
 
+@pytest.mark.slow
 def test_a_failing_job_does_not_lose_the_others(command, capfd: pytest.CaptureFixture[str]) -> None:
     sweep = ["-m", "load=low,medium,high", "cluster.break_at_users=50"]
     assert command(*sweep) == 1

@@ -14,6 +14,8 @@ from gpusched.core.errors import ClusterError, InputError
 from gpusched.live import queries
 from gpusched.live.telemetry import LEVELS, Growth, Telemetry
 
+pytestmark = pytest.mark.slow
+
 NAMES = {"model": "m", "namespace": "lab", "node": "gpu-node"}
 WINDOW_S = 2.0
 

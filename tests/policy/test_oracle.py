@@ -22,6 +22,8 @@ from gpusched.job.trial import live
 from gpusched.policy.oracle import Constants, Guide, Oracle, best_schedule, live_schedules, neighbours, spread
 from gpusched.policy.table import TableRule
 
+pytestmark = pytest.mark.slow
+
 CONF = Path(__file__).parents[2] / "conf"
 
 

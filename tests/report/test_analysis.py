@@ -18,6 +18,8 @@ from gpusched.report.statistics import paired
 from gpusched.report.tables import to_csv
 from gpusched.tracking.store import Store
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"series": False, "trainings": False, "loads": ("low",), "seeds": 3}
 
 

@@ -72,6 +72,8 @@ from gpusched.report import drawings
 from gpusched.report.analysis import Choice
 from gpusched.report.build import build
 from gpusched.tracking.store import Store
+
+pytestmark = pytest.mark.slow
 if __name__ == "__main__":
     drawings.LARGE = 1
     build(Store(sys.argv[1]), out=Path(sys.argv[2]), choice=Choice(study="study", allow_synthetic=True))

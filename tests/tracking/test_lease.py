@@ -24,6 +24,8 @@ COUNT = """
 import sys
 from pathlib import Path
 from gpusched.tracking.store import Store
+
+pytestmark = pytest.mark.slow
 done = Path(sys.argv[2])
 with Store(sys.argv[1]).lease("once", done.exists) as lease:
     if lease.held:
