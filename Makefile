@@ -6,7 +6,10 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 UI := MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --workers 1 --backend-store-uri sqlite:///mlruns/mlflow.db
 
-.PHONY: experiment test check bench setup ui ray
+TRITON := .venv-triton
+TRITON_STAMP := $(TRITON)/.installed
+
+.PHONY: experiment test check bench setup ui ray local
 experiment: $(STAMP)
 	$(PY) run.py experiment=headline resume=true hydra/launcher=joblib
 	$(PY) analyze.py --study headline
@@ -24,6 +27,17 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "Cannot make a virtual environment. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 2; }
 	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Real Triton for cluster=local, in an environment of its own: its Python backend needs numpy < 2.
+local: $(STAMP) $(TRITON_STAMP)
+
+$(TRITON_STAMP): gpusched/cluster/local/requirements.txt gpusched/cluster/local/network.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || { \
+	  echo "Triton's Python backend needs Python 3.11 or 3.12, and $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make local PYTHON=python3.12" >&2; exit 2; }
+	@test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -r gpusched/cluster/local/requirements.txt
+	$(TRITON)/bin/python gpusched/cluster/local/network.py $(TRITON)/mobilenetv4_conv_small_random.onnx
 	@touch $@
 
 test: $(STAMP)

@@ -44,6 +44,8 @@ NO_GPU = {
     "gpu_slice_s": 0.002, "gpu_switch_s": 0.0, "mps_interference": 0.0,
 }  # fmt: skip
 """Values that bound and cost nothing."""
+LEAST_SHARE = 0.95
+"""A network on one thread computes as long as its batch lasts; less means that it was kept waiting."""
 QUICK_PROBE_S = 0.1
 
 
@@ -93,6 +95,7 @@ class CalibrateJob(Chore):
 
     def do(self, setup: Setup) -> Result:
         seen = observe(setup, self.config)
+        warn_of_company(setup, seen)
         profile = constants(setup, seen, f"calibrated {datetime.now(UTC):%Y-%m-%d}")
         made = renewed(setup.service, profile, name=self.config.name)
         path = Path(self.config.folder) / "service" / f"{self.config.name}.yaml"
@@ -127,6 +130,22 @@ def observe(setup: Setup, config: CalibrateJob.Config) -> Measured:
     two = TrialSpec(duration_s=1.0, warmup_s=0.0, control_s=1.0, tick_s=1.0, start_replicas=1, max_replicas=2)
     starter = measure.real(setup, quick, two)
     return Measured(stretches=stretches, starts_s=measure.starts(starter, config.starts), server=machine())
+
+
+def cpu_share(seen: Measured) -> float:
+    """Return the CPU seconds the replica used per second of its instances' work."""
+    held_s = sum(sum(s.stats.held_s.values()) for s in seen.stretches)
+    return sum(s.cpu_s for s in seen.stretches if math.isfinite(s.cpu_s)) / held_s if held_s else math.nan
+
+
+def warn_of_company(setup: Setup, seen: Measured) -> None:
+    """Say so where batches have waited for cores: their times then tell of the machine and not of the service."""
+    share = cpu_share(seen)
+    if issubclass(setup.cluster_type, LocalCluster) and not emulated(setup) and share < LEAST_SHARE:
+        log.warning(
+            "the replica got %.2f s of CPU per second of its work: other programs had the rest, and every time in this "
+            "profile is too long. Calibrate again on a quiet machine.", share
+        )  # fmt: skip
 
 
 def constants(setup: Setup, seen: Measured, when: str) -> dict[str, Constant]:
@@ -290,12 +309,10 @@ def _leftovers(setup: Setup, seen: Measured) -> list[str]:
         for b, (n, t) in sorted(sizes.items())
     ]
     done = sum(len(s.latency_s_N) for s in seen.stretches)
-    cpu_s = sum(s.cpu_s for s in seen.stretches if math.isfinite(s.cpu_s))
-    held_s = sum(sum(s.stats.held_s.values()) for s in seen.stretches)
     failed = sum(s.failed for s in seen.stretches)
     return [
         f"Batch size: measured/fitted ms (executions): {', '.join(rows)}.",
-        f"CPU used per second of an instance's work: {cpu_s / held_s if held_s else math.nan:.2f} (1 in the simulator); "
+        f"CPU used per second of an instance's work: {cpu_share(seen):.2f} (1 in the simulator; below {LEAST_SHARE} other programs were in the way); "
         f"{done} requests answered, {failed} failed.",
     ]
 

@@ -26,6 +26,8 @@ from gpusched.live.plan import UsersPlan
 from gpusched.live.records import DONE, NO_ANSWER, NOT_REAL, REAL, SENT
 from gpusched.live.state import Endpoint
 
+pytestmark = pytest.mark.slow  # wall time
+
 SEED = np.random.SeedSequence([3, 4])
 LATENCY_S = 0.05
 LONG_S = 3.0
@@ -236,7 +238,6 @@ from triton_double import TritonDouble
 from test_users import plan, steady
 from gpusched.live.load import Load
 
-pytestmark = pytest.mark.slow  # wall time
 load = Load(plan(TritonDouble(), steady(5)), 2)
 load.start()
 load.begin(time.monotonic())
