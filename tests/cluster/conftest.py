@@ -35,7 +35,7 @@ CLUSTERS = {
 
 def slow(name: str) -> list[pytest.MarkDecorator]:
     """Mark what takes wall time: everything but the simulator."""
-    return [] if name == "sim" else [pytest.mark.slow]
+    return [] if name == "sim" else [pytest.mark.slow, pytest.mark.wall]
 
 
 @pytest.fixture(

@@ -21,7 +21,7 @@ from gpusched.cluster.microk8s.kinds import CONFIGMAPS, DEPLOYMENTS, PODS, SCALE
 from gpusched.cluster.microk8s.server import look
 from gpusched.core.errors import ClusterError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.wall]
 
 NS = "gpusched"
 

@@ -21,7 +21,7 @@ from gpusched.job.build import setup
 from gpusched.job.restore import RestoreJob
 from gpusched.job.setup import Job, Setup
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.wall]
 
 CONF = Path(__file__).parents[2] / "conf"
 SHORT = ["trial.duration_s=60", "trial.warmup_s=30", "trial.start_replicas=2"]

@@ -16,7 +16,7 @@ from gpusched.cluster.microk8s.hold import Hold
 from gpusched.cluster.microk8s.ready import rolled_out
 from gpusched.core.errors import ClusterError
 
-pytestmark = pytest.mark.slow  # wall time
+pytestmark = [pytest.mark.slow, pytest.mark.wall]
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ JOURNAL = ("configmaps", "gpusched", "gpusched-journal")
 DEPLOYMENT = ("deployments", "gpusched", "triton")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.wall]
 
 
 @pytest.fixture

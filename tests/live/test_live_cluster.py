@@ -24,7 +24,7 @@ from gpusched.core.trial import TrialSpec
 from gpusched.live.book import Mean
 from gpusched.live.state import ReplicaState
 
-pytestmark = pytest.mark.slow  # wall time
+pytestmark = [pytest.mark.slow, pytest.mark.wall]
 
 QUIET = steady(0)
 """No users of ours: no load process, so a test is quick."""

@@ -14,7 +14,7 @@ from gpusched.core.errors import ClusterError, InputError
 from gpusched.live import queries
 from gpusched.live.telemetry import LEVELS, Growth, Telemetry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.wall]
 
 NAMES = {"model": "m", "namespace": "lab", "node": "gpu-node"}
 WINDOW_S = 2.0

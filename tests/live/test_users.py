@@ -26,7 +26,7 @@ from gpusched.live.plan import UsersPlan
 from gpusched.live.records import DONE, NO_ANSWER, NOT_REAL, REAL, SENT
 from gpusched.live.state import Endpoint
 
-pytestmark = pytest.mark.slow  # wall time
+pytestmark = [pytest.mark.slow, pytest.mark.wall]
 
 SEED = np.random.SeedSequence([3, 4])
 LATENCY_S = 0.05
