@@ -119,7 +119,8 @@ def finished(folder: Path) -> list[tuple[str, dict[str, float]]]:
         return []
     try:
         runs = Store(f"sqlite:///{path}").find("torture", kind="trial")
-    except StoreError:  # killed while the database was made: there is nothing in it
+    except StoreError as error:  # killed while the database was made: there is nothing in it
+        print(error, flush=True)
         return []
     return [(_name(run.tags), {k: v for k, v in run.metrics.items() if k.startswith("kpi/")}) for run in runs]
 

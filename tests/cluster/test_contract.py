@@ -147,7 +147,10 @@ def test_observed_rates_agree_with_the_record(lived: Lived) -> None:
                 break
         else:
             pytest.fail(f"step {k}: {value(seen, 'rate_rps_E')} requests/s were not answered in any window")
-        assert value(seen, "latency_mean_s_E") == pytest.approx(r.latency_s_N[inside_N].mean(), rel=0.1)
+        latency_s_N = r.latency_s_N[inside_N]
+        # The window's borders are known to a scrape: a few requests more or less, so a standard error decides.
+        error_s = 4 * latency_s_N.std() / np.sqrt(len(latency_s_N))
+        assert value(seen, "latency_mean_s_E") == pytest.approx(latency_s_N.mean(), rel=0.1, abs=error_s)
         assert value(seen, "queue_s_E") <= value(seen, "latency_mean_s_E")
         assert value(seen, "in_flight_E") <= lived.case.plan.max_users
 
