@@ -110,17 +110,22 @@ def torture(folder: Path, kills: int, seed: int, launcher: str) -> Story:
 
 
 def finished(folder: Path) -> list[tuple[str, dict[str, float]]]:
-    """Return the name and KPIs of every finished trial."""
-    from gpusched.core.errors import StoreError
+    """Return the name and KPIs of every finished trial, as a process that starts now sees them."""
+    read = subprocess.run(
+        [sys.executable, __file__, "--read", str(folder)], check=True, capture_output=True, text=True
+    )
+    return [(str(name), kpis) for name, kpis in json.loads(read.stdout)]
+
+
+def _read(folder: Path) -> list[tuple[str, dict[str, float]]]:
+    """Return what `finished` returns; nothing from a database that was killed while it was made."""
+    from gpusched.core.errors import InputError, StoreError
     from gpusched.tracking.store import Store
 
-    path = folder / "mlruns" / "mlflow.db"
-    if not path.exists():
-        return []
     try:
-        runs = Store(f"sqlite:///{path}").find("torture", kind="trial")
-    except StoreError as error:  # killed while the database was made: there is nothing in it
-        print(error, flush=True)
+        runs = Store(f"sqlite:///{folder}/mlruns/mlflow.db", create=False).find("torture", kind="trial")
+    except (InputError, StoreError) as error:
+        print(error, file=sys.stderr, flush=True)
         return []
     return [(_name(run.tags), {k: v for k, v in run.metrics.items() if k.startswith("kpi/")}) for run in runs]
 
@@ -136,7 +141,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--launcher", choices=["basic", "joblib"], default="basic")
+    parser.add_argument("--read", type=Path, help="only print the finished trials of this folder")
     args = parser.parse_args()
+    if args.read:
+        print(json.dumps(_read(args.read)))
+        return 0
     with tempfile.TemporaryDirectory() as name:
         story = torture(Path(name), args.kills, args.seed, args.launcher)
     print(json.dumps({"kills": args.kills, "finished": story.finished, "of": JOBS, "doubled": story.doubled,

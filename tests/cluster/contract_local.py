@@ -31,7 +31,7 @@ def opened(session: Session) -> Iterator[Case]:
         f"cluster.triton={VENV}",
         "cluster.endpoint.shape=[3,96,96]",
         "cluster.scrape_s=0.5",
-        "cluster.window_s=1",
+        "cluster.window_s=5",
         "cluster.cpu_window_s=5",
     )
     profile = service()
