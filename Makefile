@@ -1,4 +1,5 @@
 # make experiment   the whole study: install, sweep, report      make test   the whole test suite
+# make full         every policy, load and fault (about half an hour)
 # make check        what a change must pass, <= 90 s              make bench  the numbers we claim
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ UI := MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --worke
 TRITON := .venv-triton
 TRITON_STAMP := $(TRITON)/.installed
 
-.PHONY: experiment test check bench setup ui ray local
+.PHONY: experiment full test check bench bench-check setup ui ray local
 experiment: $(STAMP)
 	$(PY) run.py experiment=headline resume=true hydra/launcher=joblib
 	$(PY) analyze.py --study headline
@@ -17,6 +18,15 @@ experiment: $(STAMP)
 	@echo "Report:    outputs/report/headline/index.html"
 	@echo "MLflow UI: make ui, then http://127.0.0.1:5000/#/experiments"
 	@echo "           (make ui runs: $(UI))"
+
+# Every policy, load and fault, twenty seeds: TRACES is the folder of the Azure traces (conf/load/azure_conv.yaml).
+TRACES ?= traces
+full: export GPUSCHED_TRACES := $(abspath $(TRACES))
+full: $(STAMP)
+	$(PY) run.py experiment=full resume=true hydra/launcher=joblib
+	$(PY) run.py experiment=faults resume=true hydra/launcher=joblib
+	$(PY) analyze.py --study full --filter "tags.fault = 'none'" --keep docs/results/full
+	$(PY) analyze.py --study full --filter "tags.load LIKE 'periodic%'" --keep docs/results/faults
 
 setup: $(STAMP)
 
@@ -54,9 +64,15 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) benchmarks/engine.py
+	$(PY) benchmarks/scale.py
 	$(PY) benchmarks/cold.py
 	$(PY) benchmarks/sweep.py
 	$(PY) benchmarks/report.py
+	$(PY) -m pip install --disable-pip-version-check --quiet --no-deps 'stable-baselines3>=2.7'
+	$(PY) benchmarks/training.py
+
+bench-check: $(STAMP)
+	$(PY) benchmarks/check.py
 
 # The launcher's package asks for an AWS client whose python-dateutil the Kubernetes client does not allow; it is
 # only needed to start machines there.

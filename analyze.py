@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--hypotheses", type=Path, default=Path(__file__).parent / "conf" / "hypotheses.yaml", metavar="FILE",
         help="file the runs took their hypotheses from; the report says whether it was changed (default: %(default)s)")  # fmt: skip
     add("--out", type=Path, default=Path("outputs/report"), help="where to write (default: %(default)s)")
+    add("--keep", type=Path, metavar="FOLDER", help="also copy the small tables and figures there, to be kept with the code")  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -53,6 +55,7 @@ def _analyze(args: argparse.Namespace) -> None:
     # Imported late so that --help answers at once.
     from gpusched.report.analysis import Choice
     from gpusched.report.build import build
+    from gpusched.report.keep import keep
     from gpusched.tracking.provenance import provenance
     from gpusched.tracking.store import Store
 
@@ -70,6 +73,9 @@ def _analyze(args: argparse.Namespace) -> None:
     report = build(store, out=args.out, choice=choice, provenance_tags=tags)
     _log(store, report, tags)
     _print(report)
+    if args.keep:
+        kept = keep(report.folder, args.keep, shlex.join(["python", *sys.argv]))
+        print(f"Kept: {len(kept)} files in {args.keep}")
 
 
 def _log(store: Store, report: Report, tags: dict[str, str]) -> None:

@@ -46,7 +46,7 @@ typedef struct {
     int32_t jobs, root;
     double capacity, per_job, shared_loss;
     double period_s, quota_s, period_end_s;
-    int64_t throttled;
+    int64_t throttled, edge_next;
     double used_s, busy_s;
 } Resource;
 
@@ -429,7 +429,7 @@ void twin_run(Sim *s, double until) {
         } else if (leaf < P) {
             Resource *r = &s->resources[leaf];
             p = leaf;
-            if (resource_edge(r) < resource_done(r, s->nodes)) {
+            if (r->edge_next) {
                 int refilled = t >= r->period_end_s;
                 resource_sync(r, t);
                 r->throttled = !refilled;
@@ -473,6 +473,7 @@ void twin_run(Sim *s, double until) {
         }
         if (p >= 0) {
             double end_s = resource_done(&s->resources[p], s->nodes), edge_s = resource_edge(&s->resources[p]);
+            s->resources[p].edge_next = edge_s < end_s;
             tree_set(s, p, end_s < edge_s ? end_s : edge_s);
         }
         if (gpu_changed) tree_set(s, P, resource_done(gpu, s->nodes));

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
@@ -25,7 +26,11 @@ def options() -> list[tuple[str, str]]:
 
 def make(kind: str, name: str, folder: Path, *more: str) -> tuple[Job, Setup]:
     (folder / "trace.csv").write_text("\n".join(str(0.5 * i) for i in range(100)))
-    needed = [f"load.path={folder / 'trace.csv'}"] if (kind, name) == ("load", "trace") else []
+    # A file or folder that only the user can name; columns that only that file has.
+    values = yaml.safe_load((CONF / kind / f"{name}.yaml").read_text())
+    files = [key for key, value in values.items() if value == "???" or key == "path"]
+    needed = [f"{kind}.{key}={folder / 'trace.csv'}" for key in files]
+    needed += [f"{kind}.column=0"] if "column" in values else []
     group = "guard@policy" if kind == "guard" else kind
     overrides = [f"{group}={name}", *SHORT, *needed, *more]
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -10,7 +10,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-PURPOSES = ("trial", "train", "validate", "tune")
+PURPOSES = ("trial", "train", "validate", "tune", "promote")
 """Disjoint stream families: what a method learns or is chosen on never appears in a trial."""
 
 

@@ -244,10 +244,22 @@ def join(key: str, name: object) -> str:
 
 
 def label(group: str, choices: Mapping[str, str], overrides: Sequence[str]) -> str:
-    """Return the option's name, with what the command line sets in it: `hpa[target=50]`."""
-    begin = f"{group}."
-    values = sorted(o.lstrip("+").removeprefix(begin) for o in overrides if o.lstrip("+").startswith(begin))
+    """Return the option's name, with what the command line sets in it: `hpa[target=50]`, `ppo[train_load=low]`."""
+    values = sorted(filter(None, (_inside_of(group, o.lstrip("+")) for o in overrides)))
     return choices.get(group, "none") + (f"[{','.join(values)}]" if values else "")
+
+
+def _inside_of(group: str, override: str) -> str:
+    """Return what an override sets inside the group's option, "" where it sets nothing there.
+
+    `policy.target=50` sets a value, `load@policy.train_load=low` an option inside it, `guard@policy=strict` a part.
+    """
+    key, _, value = override.partition("=")
+    part, _, package = key.rpartition("@")
+    if part and package == group:
+        return f"{part}={value}"
+    name = package.removeprefix(f"{group}.")
+    return f"{name}={value}" if name != package else ""
 
 
 def names(groups: Sequence[str], choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:

@@ -141,6 +141,13 @@ class PPO(Policy):
             )
         self._network = network
 
+    @property
+    def network(self) -> Network:
+        """The weights that were loaded."""
+        if self._network is None:
+            raise RuntimeError("PPO.network before PPO.load")
+        return self._network
+
     def reset(self, limits: Limits, seed: np.random.SeedSequence, envs: int = 1) -> None:
         """Begin an episode; InputError if the model was trained for another action space or other limits."""
         if self._network is None:
@@ -151,10 +158,9 @@ class PPO(Policy):
 
     def act(self, observation: Observation) -> Controls:
         """Return the controls of the most likely choice."""
-        assert self._network is not None
         encode = self._encoder.start if self._fresh else self._encoder.follow
         self._fresh = False
-        choice_EA = most_likely(self._network(encode(observation)), self._sizes)
+        choice_EA = most_likely(self.network(encode(observation)), self._sizes)
         return self.action.decode(choice_EA, self._limits)
 
     def encoder(self, limits: Limits, envs: int) -> Encoder:

@@ -11,6 +11,8 @@ from gpusched.report.dataset import Record, Study, Trial, Unit
 from gpusched.report.hypotheses import Registered
 from gpusched.report.ledger import ledger
 from gpusched.report.measures import REWARD, TESTED, Measure, difference_unit, measure, number, p_text
+from gpusched.report.rivals import rivals_table
+from gpusched.report.robustness import faults_table, shift_table
 from gpusched.report.statistics import Estimate
 from gpusched.report.tables import Cell, Table, figures, words
 from gpusched.report.verdict import difference_text
@@ -37,11 +39,12 @@ def tables(
     made = [evidence.hypotheses_table(registered)] if registered and registered.results else []
     c = comparison if comparison and comparison.rows else None
     if c:
-        made += [comparison_table(c, bool(made)), tests(c), evidence.equivalence_table(study, c, margin)]
+        made += [comparison_table(c, bool(made)), rivals_table(study, c.candidate, margin), tests(c)]
+        made.append(evidence.equivalence_table(study, c, margin))
     made.append(means(study, policies))
     if c:
         made += [evidence.aggregate_table(study, c.baseline, policies), evidence.assumptions_table(study, c)]
-    made.append(evidence.variance_table(study, policies, c))
+    made += [evidence.variance_table(study, policies, c), faults_table(study), shift_table(study)]
     if all_pairs:
         made.append(evidence.pairs_table(study, policies))
     made += [all_kpis(study, policies), ledger(study), trainings(study), runs(study), excluded(study)]

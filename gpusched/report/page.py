@@ -75,6 +75,7 @@ def _context(analysis: Analysis, drawings: Drawings) -> Mapping[str, Any]:
         "tables": tables,
         "further": [t for t in tables.values() if t.name not in PLACED],
         "matrix": _matrix(analysis),
+        "rivals": rivals(analysis),
         "matrix_runs": tables["comparison"].runs if "comparison" in tables else [],
         "assumed": study.assumed,
         "markdown": to_markdown,
@@ -104,6 +105,21 @@ def _matrix(analysis: Analysis) -> list[dict[str, Any]]:
             {"label": label, "hint": m.unit + hints[m.better], "cells": [_matrix_cell(row) for row in rows]}
         )
     return lines
+
+
+def rivals(analysis: Analysis) -> dict[str, Any]:
+    """Return the first page's table of rivals: a line per rival, a cell per load; {} where there is no such table."""
+    table = analysis.tables.get("rivals")
+    if table is None or analysis.comparison is None:
+        return {}
+    outcomes = {(row[1].text, row[0].text): row[-1] for row in table.rows}
+    loads = list(dict.fromkeys(row[0].text for row in table.rows))
+    lines = {
+        name: [outcomes.get((name, load)) for load in loads]
+        for name in analysis.policies
+        if any((name, load) in outcomes for load in loads)
+    }
+    return {"candidate": analysis.comparison.candidate, "loads": loads, "lines": lines}
 
 
 def _matrix_cell(row: Row) -> dict[str, str]:

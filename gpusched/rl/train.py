@@ -53,8 +53,11 @@ def train(
     study: str,
     folder: Path,
     on_update: OnUpdate,
+    start: Network | None = None,
 ) -> Verdict:
     """Train `policy` on episodes of `load`, write the best validated model into `folder`, return the verdict.
+
+    `start` is the network to learn on from, by default a new one. The best may be the start itself.
 
     `make_cluster(envs)` makes a cluster of that many environments. `on_update(frames, metrics)` is called
     after every update; metrics of a validation (reward, reward_low, reward_high, agreement) only come with some.
@@ -75,7 +78,7 @@ def train(
         same = partial(stream, study, type(load).__name__, seed, "validate")
         exam_env = ClusterEnv(exam, policy, reward, Episodes(load, duration_s, same()))
         validator = Validator(exam_env, lambda: Episodes(load, duration_s, same()))
-        learner = Learner(policy, env, validator)
+        learner = Learner(policy, env, validator, start)
         judgement = learner.learn(on_update)
         card = {
             **policy.card(cluster.limits, learner.best),
@@ -84,11 +87,13 @@ def train(
             "reason": judgement.reason,
         }
         write_model(folder, learner.best, policy.config.network.hidden, card)
+    return _verdict(judgement, learner, exam.trial.steps, time.perf_counter() - begin)
+
+
+def _verdict(judgement: Judgement, learner: Learner, steps: int, wall_s: float) -> Verdict:
+    """Return how the training ended, with its ledger; a validation episode has so many steps."""
     best = max(learner.looks, key=lambda look: look.reward)
-    wall_s, validated = (
-        time.perf_counter() - begin,
-        len(learner.looks) * spec.validate_episodes * exam.trial.steps,
-    )
+    validated = sum(len(look.reward_P) for look in learner.looks) * steps
     ledger = {"steps": learner.frames + validated, "validate_steps": validated, "wall_s": wall_s}
     return Verdict(
         converged=judgement.converged,
@@ -107,11 +112,16 @@ def train(
 class Learner:
     """Networks, algorithm and collector of one training, and its history of validations."""
 
-    def __init__(self, policy: PPO, env: ClusterEnv, validator: Validator) -> None:
+    def __init__(
+        self, policy: PPO, env: ClusterEnv, validator: Validator, start: Network | None = None
+    ) -> None:
         self._spec, self._limits, self._env = policy.config.training, policy.config.convergence, env
         hidden: list[int] = policy.config.network.hidden
         # A last layer near zero makes the first policy almost uniform, so everything is tried at first.
         self.actor = Actor(env.encoder.size, hidden, sum(env.sizes), last_gain=0.01)
+        self._start = start
+        if start is not None:
+            self.actor.take(start)
         self.critic = Critic(env.width, hidden, 1, last_gain=1.0)
         self._algorithm = make_algorithm(self.actor, self.critic, env, self._spec)
         self._buffer = RolloutBuffer(self._spec.envs, self._spec.rollout)
@@ -146,14 +156,15 @@ class Learner:
         return Judgement(converged=False, reason=spent + judgement.reason, values=judgement.values)
 
     def _measure(self) -> None:
-        """Live through one rollout of the untrained policy to scale features and rewards, once and for all.
+        """Live through one rollout of the first policy to scale features and rewards, once and for all.
 
         Scales that move during training would make an unchanged network act differently. Returns come out of
         the order of 1, so the critic's gradient does not drown the actor's.
         """
         self._collector.reset_env()
         self._collect()
-        for network in (self.actor, self.critic):
+        # Who learns on keeps the scales its weights were learnt with.
+        for network in (self.actor, self.critic) if self._start is None else (self.critic,):
             network.normalise_by(self._buffer.obs)
         reward = self._buffer.rew
         horizon = 1.0 / (1.0 - min(self._spec.gamma, 0.999))

@@ -15,6 +15,7 @@ from gpusched.core.logs import RequestLog
 from gpusched.sim.control import next_slow_s
 from gpusched.sim.pods import accrue
 from gpusched.sim.primitives import (
+    at,
     bin_of,
     fork,
     heap_drop,
@@ -27,6 +28,7 @@ from gpusched.sim.primitives import (
     resource_pass_edge,
     resource_pop,
     resource_sync,
+    share_rate,
     tree_set,
     uniform,
 )
@@ -48,14 +50,16 @@ from gpusched.sim.records import (
 )
 
 OK, FAILED, UNFINISHED = RequestLog.OK, RequestLog.FAILED, RequestLog.UNFINISHED
+DONE, EDGE, BATCH_DUE = range(3)
+"""What happens next at a processor: a job ends, the CFS quota ends or is refilled, the queue delay is over."""
 
 
 @jit
 def batch_size(queued: int, due: bool, sim: Any) -> int:
     """Requests Triton's dynamic batcher sends now, 0 to wait (dynamic_batch_scheduler.cc, GetDynamicBatch).
 
-    Batches form when an instance is idle: the profile bounds the queue, and a queue policy switches
-    Triton's payload prefetching off. `due`: the oldest request has waited for the queue delay.
+    Batches form when an instance is idle. Triton closes up to two batches ahead where it has no queue policy; without a
+    queue delay and preferred sizes these are the same. `due`: the oldest request has waited for the queue delay.
     """
     total = min(queued, sim.max_batch)
     preferred = total
@@ -88,18 +92,18 @@ def choose_pod(sim: Any, user: Any, pods: NDArray[Any], t: float) -> int:
     """
     u = uniform(user)  # drawn every time, so streams stay aligned whatever a policy does to connections
     if user.left > 0:
-        pod = pods[user.pod]
+        pod = pods[at(user.pod)]
         if pod.uid == user.uid and (pod.state == READY or (pod.state == TERMINATING and t < pod.sigterm_s)):
             user.left -= 1
             return int(user.pod)
     if sim.endpoints == 0:
         return -1
-    p = pods[min(int(u * sim.endpoints), sim.endpoints - 1)].listed
+    p = pods[at(min(int(u * sim.endpoints), sim.endpoints - 1))].listed
     user.left = 0
-    if pods[p].state != READY and (pods[p].state != TERMINATING or t >= pods[p].sigterm_s):
+    if pods[at(p)].state != READY and (pods[at(p)].state != TERMINATING or t >= pods[at(p)].sigterm_s):
         return -1  # kube-proxy has not heard of the end yet: connection refused
     user.pod = p
-    user.uid = pods[p].uid
+    user.uid = pods[at(p)].uid
     user.left = sim.connection_requests - 1 if sim.connection_requests > 0 else 1 << 30
     return int(p)
 
@@ -116,7 +120,24 @@ def run(env: Env, e: int, until: float, refused: int) -> int:
     instances, resources, tree = env.instances_EI[e], env.resources_ER[e], env.tree_EL[e]
     log, arrivals, histogram = env.log_EK[e], env.arrival_s_EN[e], sim.histogram
     P, G, per_pod, leaves = sim.pods, sim.gpus, sim.instances_max, sim.leaves
-    log_limit = len(log) - len(users) - sim.max_batch if sim.record else 1 << 60
+    # In registers: the compiler cannot know that no write below changes them.
+    half_client_s, tail_median_s, tail_sigma, slo_s, think_min_s, think_span_s = (
+        sim.half_client_s,
+        sim.tail_median_s,
+        sim.tail_sigma,
+        sim.slo_s,
+        sim.think_min_s,
+        sim.think_span_s,
+    )
+    record, is_open, queue_timeout_s, host_alpha_s, host_beta_s, queue_size = (
+        sim.record,
+        sim.is_open,
+        sim.queue_timeout_s,
+        sim.host_alpha_s,
+        sim.host_beta_s,
+        sim.queue_size,
+    )
+    log_limit = len(log) - len(users) - sim.max_batch if record else 1 << 60
     t = sim.t
     p = -1  # pod whose queue or instances changed
     g = -1  # GPU whose jobs changed
@@ -129,49 +150,49 @@ def run(env: Env, e: int, until: float, refused: int) -> int:
     while True:
         # 1. Form batches while an instance is idle, and place host and GPU phases.
         while p >= 0:
-            pod = pods[p]
+            pod = pods[at(p)]
             on_gpu = node >= 0
             if node < 0:
                 if pod.free < 0 or pod.queued == 0:
                     break
-                if sim.queue_timeout_s > 0.0:
-                    while pod.queued > 0 and t - users[pod.head].enqueue_s > sim.queue_timeout_s:
+                if queue_timeout_s > 0.0:
+                    while pod.queued > 0 and t - users[at(pod.head)].enqueue_s > queue_timeout_s:
                         u = pod.head
-                        pod.head = users[u].next
+                        pod.head = users[at(u)].next
                         pod.queued -= 1
                         pod.in_flight -= 1
                         sim.in_flight -= 1
-                        users[u].next = refused
+                        users[at(u)].next = refused
                         refused = u
                     if pod.queued == 0:
                         break
-                due_s = users[pod.head].enqueue_s + sim.queue_delay_s
+                due_s = users[at(pod.head)].enqueue_s + sim.queue_delay_s
                 size = batch_size(pod.queued, t >= due_s, sim)
                 if size == 0:
                     pod.batch_s = due_s
                     break
                 pod.batch_s = INF
                 node = pod.free
-                instance = instances[node]
+                instance = instances[at(node)]
                 pod.free = instance.head
                 instance.head = pod.head
                 instance.size = size
                 u = pod.head
                 for _ in range(size):
                     u = pod.head
-                    users[u].state = EXECUTING
-                    sim.queue_sum_s += t - users[u].enqueue_s
-                    pod.head = users[u].next
-                users[u].next = -1
+                    users[at(u)].state = EXECUTING
+                    sim.queue_sum_s += t - users[at(u)].enqueue_s
+                    pod.head = users[at(u)].next
+                users[at(u)].next = -1
                 pod.queued -= size
-                work_s = sim.host_alpha_s + sim.host_beta_s * size
+                work_s = host_alpha_s + host_beta_s * size
                 on_gpu = work_s <= 0.0
             if on_gpu:
                 g = pod.gpu
-                instance = instances[node]
+                instance = instances[at(node)]
                 instance.on_gpu = 1
                 work_s = gpu_work_s(sim, pod, instance.size)
-            resource_add(resources[P + g if on_gpu else p], instances, node, work_s, t)
+            resource_add(resources[at(P + g if on_gpu else p)], instances, node, work_s, t)
             node = -1
 
         # 2. Answer, log, and let users think.
@@ -181,40 +202,40 @@ def run(env: Env, e: int, until: float, refused: int) -> int:
                 sim.arrival += 1
                 if sim.arrival >= len(arrivals):
                     continue
-                next_s = arrivals[sim.arrival] + sim.half_client_s
+                next_s = arrivals[at(sim.arrival)] + half_client_s
                 u = -1
             else:
                 if answered >= 0:
                     u = answered
-                    answered = users[u].next
+                    answered = users[at(u)].next
                     status = OK
                 elif refused >= 0:
                     u = refused
-                    refused = users[u].next
+                    refused = users[at(u)].next
                     status = FAILED
                 else:
                     break
-                user = users[u]
-                answer_s = t + sim.half_client_s + sim.tail_median_s * math.exp(sim.tail_sigma * normal(user))
+                user = users[at(u)]
+                answer_s = t + half_client_s + tail_median_s * math.exp(tail_sigma * normal(user))
                 latency_s = answer_s - user.send_s
                 if status == OK:
                     sim.completed += 1
                     sim.latency_sum_s += latency_s
-                    histogram[bin_of(latency_s)] += 1
-                    if latency_s > sim.slo_s:
+                    histogram[at(bin_of(latency_s))] += 1
+                    if latency_s > slo_s:
                         sim.slow += 1
                 else:
                     sim.failed += 1
-                if sim.record:
-                    row = log[sim.log_rows]
+                if record:
+                    row = log[at(sim.log_rows)]
                     row.start_s, row.latency_s, row.status = user.send_s, latency_s, status
                     sim.log_rows += 1
                 user.state = THINKING
-                if sim.is_open:
+                if is_open:
                     user.next = sim.free_slot
                     sim.free_slot = u
                     continue
-                next_s = answer_s + sim.think_min_s + sim.think_span_s * uniform(user) + sim.half_client_s
+                next_s = answer_s + think_min_s + think_span_s * uniform(user) + half_client_s
                 next_s = math.floor(next_s * CLOCK_HZ + 0.5) / CLOCK_HZ
             heap_push(heap, sim.events, next_s, u)
             sim.events += 1
@@ -226,14 +247,18 @@ def run(env: Env, e: int, until: float, refused: int) -> int:
                 changed = p if k == 0 else (P + g if g >= 0 else -1)
                 if changed < 0:
                     continue
-            r = resources[changed]
-            next_t = min(resource_done(r, instances), resource_edge(r))
-            if changed < P:
-                next_t = min(next_t, pods[changed].batch_s)
-            tree_set(tree, leaves, changed, next_t)
-        if p >= 0 and pods[p].state == TERMINATING and pods[p].in_flight == 0:
-            pods[p].life_s = min(pods[p].life_s, max(t, pods[p].sigterm_s))
-            slow_s = min(slow_s, pods[p].life_s)
+            r = resources[at(changed)]
+            r.rate = share_rate(r)
+            done_s, edge_s = resource_done(r, instances), resource_edge(r)
+            r.next = EDGE if edge_s < done_s else DONE
+            next_s = min(done_s, edge_s)
+            if changed < P and pods[at(changed)].batch_s <= next_s:
+                r.next = BATCH_DUE
+                next_s = pods[at(changed)].batch_s
+            tree_set(tree, leaves, changed, next_s)
+        if p >= 0 and pods[at(p)].state == TERMINATING and pods[at(p)].in_flight == 0:
+            pods[at(p)].life_s = min(pods[at(p)].life_s, max(t, pods[at(p)].sigterm_s))
+            slow_s = min(slow_s, pods[at(p)].life_s)
 
         # Ties: arrivals first, then processors in their order, then the control plane.
         arrival_s, work_end_s = heap[0].t, tree[1].t
@@ -252,61 +277,59 @@ def run(env: Env, e: int, until: float, refused: int) -> int:
             u = heap[0].user
             heap_drop(heap, sim.events)
             sim.events -= 1
-            if sim.is_open:
+            if is_open:
                 arrives = True
                 u = sim.free_slot
                 if u >= 0:
-                    sim.free_slot = users[u].next
-                    users[u].rng = fork(sim.user_key, sim.arrival)
-                    users[u].left = 0
-            if u < 0 or (not sim.is_open and u >= sim.target_users):
+                    sim.free_slot = users[at(u)].next
+                    users[at(u)].rng = fork(sim.user_key, sim.arrival)
+                    users[at(u)].left = 0
+            if u < 0 or (not is_open and u >= sim.target_users):
                 if u >= 0:
-                    users[u].state = INACTIVE
+                    users[at(u)].state = INACTIVE
                 else:
                     sim.failed += 1
-                    if sim.record:
-                        row = log[sim.log_rows]
-                        row.start_s, row.latency_s, row.status = t - sim.half_client_s, 0.0, FAILED
+                    if record:
+                        row = log[at(sim.log_rows)]
+                        row.start_s, row.latency_s, row.status = t - half_client_s, 0.0, FAILED
                         sim.log_rows += 1
             else:
-                user = users[u]
-                user.send_s = t - sim.half_client_s
+                user = users[at(u)]
+                user.send_s = t - half_client_s
                 user.next = -1
                 p = choose_pod(sim, user, pods, t)
-                if p < 0 or (sim.queue_size > 0 and pods[p].queued >= sim.queue_size):
+                if p < 0 or (queue_size > 0 and pods[at(p)].queued >= queue_size):
                     refused = u
                     p = -1
                 else:
-                    pod = pods[p]
+                    pod = pods[at(p)]
                     user.enqueue_s = t
                     user.state = QUEUED
                     if pod.queued == 0:
                         pod.head = u
                     else:
-                        users[pod.tail].next = u
+                        users[at(pod.tail)].next = u
                     pod.tail = u
                     pod.queued += 1
                     pod.in_flight += 1
                     sim.in_flight += 1
         else:
             leaf = tree[1].leaf
-            r = resources[leaf]
-            done = resource_done(r, instances)
-            edge = resource_edge(r)
+            r = resources[at(leaf)]
             if leaf < P:
                 p = leaf
             else:
                 g = leaf - P
-            if leaf < P and pods[p].batch_s <= min(done, edge):
-                pods[p].batch_s = INF  # the queue delay is over: the batcher looks again below
-            elif edge < done:
+            if r.next == BATCH_DUE:
+                pods[at(p)].batch_s = INF  # the queue delay is over: the batcher looks again below
+            elif r.next == EDGE:
                 resource_pass_edge(r, t)
             else:
                 node = resource_pop(r, instances, t)
                 p = node // per_pod
                 if leaf >= P:
-                    instance = instances[node]
-                    pod = pods[p]
+                    instance = instances[at(node)]
+                    pod = pods[at(p)]
                     answered = instance.head
                     pod.in_flight -= instance.size
                     sim.in_flight -= instance.size

@@ -18,6 +18,9 @@ jit = njit(nogil=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True,
 allocating = njit(nogil=True, error_model="numpy", _nrt=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """As `jit`, for what needs memory of its own."""
 
+at = np.uint64
+"""An index that is never negative: with a signed one numba asks at every access whether to count from the end."""
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -84,8 +87,10 @@ def normal(rec: Any) -> float:
 
 @jit
 def share_rate(r: Any) -> float:
-    """Work per second that each job of a processor-sharing resource receives."""
-    if r.jobs == 1:
+    """Work per second that each job of a resource receives while it is not throttled."""
+    if r.period_s > 0.0:
+        return 1.0
+    if r.jobs <= 1:
         return min(r.per_job, r.capacity)
     loss = 1.0 + r.shared_loss + r.loss_per_job * (r.jobs - 1)
     return min(r.per_job, r.capacity / (loss * r.jobs))
@@ -93,13 +98,12 @@ def share_rate(r: Any) -> float:
 
 @jit
 def resource_sync(r: Any, t: float) -> None:
-    """Bring the resource's account to time t; no job may end before t."""
+    """Bring the resource's account to time t; no job may end before t, and `rate` must be that of its jobs."""
     dt = t - r.last_s
     r.last_s = t
     if r.jobs > 0 and r.throttled == 0:
-        rate = 1.0 if r.period_s > 0.0 else share_rate(r)
-        r.virtual_s += dt * rate
-        r.used_s += dt * rate * r.jobs
+        r.virtual_s += dt * r.rate
+        r.used_s += dt * r.rate * r.jobs
         r.quota_s -= dt * r.jobs
     if r.jobs > 0:
         r.busy_s += dt
@@ -132,8 +136,8 @@ def resource_done(r: Any, nodes: NDArray[Any]) -> float:
     """Time at which the first job would end if nothing else happened, INF without a job."""
     if r.jobs == 0 or r.throttled == 1:
         return INF
-    left = nodes[r.root].key - r.virtual_s
-    return float(r.last_s + (left if r.period_s > 0.0 else left / share_rate(r)))
+    left = nodes[at(r.root)].key - r.virtual_s
+    return float(r.last_s + (left if r.period_s > 0.0 else left / r.rate))
 
 
 @jit
@@ -148,7 +152,7 @@ def resource_pass_edge(r: Any, t: float) -> None:
 def resource_add(r: Any, nodes: NDArray[Any], node: int, work_s: float, t: float) -> None:
     """Give the resource one more job."""
     resource_sync(r, t)
-    rec = nodes[node]
+    rec = nodes[at(node)]
     rec.key = r.virtual_s + work_s
     rec.left = -1
     rec.right = -1
@@ -161,7 +165,7 @@ def resource_pop(r: Any, nodes: NDArray[Any], t: float) -> int:
     """Take the job that ends at t off the resource and return its node."""
     resource_sync(r, t)
     node = r.root
-    rec = nodes[node]
+    rec = nodes[at(node)]
     r.jobs -= 1
     if r.jobs == 0:
         r.root = -1
@@ -179,17 +183,17 @@ def merge(nodes: NDArray[Any], a: int, b: int) -> int:
         return b
     if b < 0:
         return a
-    if nodes[b].key < nodes[a].key:
+    if nodes[at(b)].key < nodes[at(a)].key:
         a, b = b, a
     root = a
     while True:
-        rec = nodes[a]
+        rec = nodes[at(a)]
         right = rec.right
         rec.right = rec.left
         if right < 0:
             rec.left = b
             return root
-        if nodes[b].key < nodes[right].key:
+        if nodes[at(b)].key < nodes[at(right)].key:
             right, b = b, right
         rec.left = right
         a = right
@@ -204,37 +208,38 @@ def heap_push(heap: NDArray[Any], n: int, t: float, user: int) -> None:
     k = n
     while k > 0:
         parent = (k - 1) >> 2
-        if heap[parent].t <= t:
+        above = heap[at(parent)]
+        if above.t <= t:
             break
-        heap[k].t = heap[parent].t
-        heap[k].user = heap[parent].user
+        heap[at(k)].t = above.t
+        heap[at(k)].user = above.user
         k = parent
-    heap[k].t = t
-    heap[k].user = user
+    heap[at(k)].t = t
+    heap[at(k)].user = user
 
 
 @jit
 def heap_drop(heap: NDArray[Any], n: int) -> None:
     """Remove the first of n entries; an empty heap's first time is INF."""
     n -= 1
-    t = heap[n].t if n > 0 else INF
-    user = heap[n].user
+    t = heap[at(n)].t if n > 0 else INF
+    user = heap[at(n)].user
     k = 0
     while True:
         child = 4 * k + 1
         if child >= n:
             break
-        best = child
+        best, best_t = child, heap[at(child)].t
         for c in range(child + 1, min(child + 4, n)):
-            if heap[c].t < heap[best].t:
-                best = c
-        if heap[best].t >= t:
+            if heap[at(c)].t < best_t:
+                best, best_t = c, heap[at(c)].t
+        if best_t >= t:
             break
-        heap[k].t = heap[best].t
-        heap[k].user = heap[best].user
+        heap[at(k)].t = best_t
+        heap[at(k)].user = heap[at(best)].user
         k = best
-    heap[k].t = t
-    heap[k].user = user
+    heap[at(k)].t = t
+    heap[at(k)].user = user
 
 
 # --- tournament tree over the processors; ties go to the lower leaf ---
@@ -247,16 +252,16 @@ def tree_set(tree: NDArray[Any], leaves: int, leaf: int, t: float) -> None:
     The winner so far stays in registers: reading back what the level below stored takes most of a request's time.
     """
     k = leaves + leaf
-    if tree[k].t == t:
+    if tree[at(k)].t == t:
         return
-    tree[k].t = t
+    tree[at(k)].t = t
     while k > 1:
-        other = tree[k ^ 1]
+        other = tree[at(k ^ 1)]
         if other.t < t or (other.t == t and (k & 1) == 1):
             t, leaf = other.t, other.leaf
         k >>= 1
-        tree[k].t = t
-        tree[k].leaf = leaf
+        tree[at(k)].t = t
+        tree[at(k)].leaf = leaf
 
 
 @jit

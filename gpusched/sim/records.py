@@ -107,11 +107,14 @@ INSTANCE = np.dtype(fields("key", "head size on_gpu left right"), align=True)
 
 RESOURCE = whole_lines(
     fields(
-        "virtual_s last_s capacity per_job shared_loss loss_per_job period_s quota_s period_end_s used_s busy_s",
-        "jobs root throttled",
+        "virtual_s last_s rate capacity per_job shared_loss loss_per_job period_s quota_s period_end_s used_s busy_s",
+        "jobs root throttled next",
     )
 )
-"""A processor that jobs share: a pod's CPU under its limit, or a GPU. Its rules stand in primitives."""
+"""A processor that jobs share: a pod's CPU under its limit, or a GPU. Its rules stand in primitives.
+
+`rate` is what `share_rate` gives for its jobs, `next` what happens there next: both of the last look at it.
+"""
 
 POD = whole_lines(
     fields(

@@ -52,7 +52,7 @@ class ModelConfig:
     max_batch: int = 8
     preferred: list[int] = field(default_factory=list)
     queue_delay_us: int = 0
-    queue_size: int = 256
+    queue_size: int = 0
     queue_timeout_us: int = 0
     instances: int = 1
     most_instances: int = 4
@@ -61,6 +61,13 @@ class ModelConfig:
         """Return config.pbtxt with this many instances; Triton tells whoever asks for it which weights these are."""
         preferred = (
             f"  preferred_batch_size: [ {', '.join(map(str, self.preferred))} ]\n" if self.preferred else ""
+        )
+        # With any policy, even one without limits, Triton 2.51 can leave a request for 500 ms (docs/fidelity.md).
+        policy = (
+            f"  default_queue_policy {{ max_queue_size: {self.queue_size}"
+            f" default_timeout_microseconds: {self.queue_timeout_us} }}\n"
+            if self.queue_size or self.queue_timeout_us
+            else ""
         )
         warmups = "".join(self._warmup(batch) for batch in range(1, self.max_batch + 1))
         return f"""name: "{self.name}"
@@ -71,8 +78,7 @@ output [ {{ name: "{self.output}" data_type: TYPE_FP32 dims: [ {self.classes} ] 
 instance_group [ {{ kind: KIND_AUTO count: {instances or self.instances} }} ]
 dynamic_batching {{
 {preferred}  max_queue_delay_microseconds: {self.queue_delay_us}
-  default_queue_policy {{ max_queue_size: {self.queue_size} default_timeout_microseconds: {self.queue_timeout_us} }}
-}}
+{policy}}}
 # 1 = heuristic. The exhaustive search would be run again for every batch size, at the cost of whoever comes first.
 parameters {{ key: "cudnn_conv_algo_search" value: {{ string_value: "1" }} }}
 parameters {{ key: "weights" value: {{ string_value: "{weights}" }} }}

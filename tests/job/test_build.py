@@ -50,6 +50,16 @@ def test_labels_tell_what_the_command_line_set() -> None:
     assert setup.load_name == "low"
 
 
+def test_labels_tell_the_options_inside_a_policy() -> None:
+    """Otherwise two trainings on different loads would count as one policy, and one would hide the other."""
+    inside = ("policy=ppo", "cluster@policy.train_cluster=double")
+    assert make(*inside)[1].names["policy"] == "ppo[train_cluster=double]"
+    mixed = make(*inside, "load@policy.train_load=mixed")[1]
+    assert mixed.names["policy"] == "ppo[train_cluster=double,train_load=mixed]"
+    guarded = make("policy=hpa", "guard@policy=careful", "policy.cooldown_s=60")[1]
+    assert guarded.names["policy"] == "hpa[cooldown_s=60,guard=careful]"
+
+
 def test_limits_offer_what_the_action_names() -> None:
     assert make()[1].limits.cpu_cores == [make()[1].service.cpu_limit_cores.value]
     assert make("action=resources", "action.cpu_cores=[0.5,1]")[1].limits.cpu_cores == [0.5, 1.0]

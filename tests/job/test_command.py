@@ -128,7 +128,10 @@ assert not heavy, heavy"""
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert "python run.py policy=hpa load=high" in done.stdout
-    assert "load: assorted, high, low, medium, mixed, periodic, ramp, spike, trace, varied" in done.stdout
+    assert (
+        "load: assorted, azure_code, azure_conv, high, low, medium, mixed, periodic, ramp, spike, trace, varied"
+        in done.stdout
+    )
 
 
 def test_a_trial_ends_with_its_table(command, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ SLACK_S = 0.006
 """Room for what surrounds a batch (copies, threads, a busy machine), about 1 ms on a quiet one."""
 EMULATED = (
     f"cluster.emulate_alpha_s={ALPHA}", f"cluster.emulate_beta_s={BETA}", "cluster.endpoint.shape=[3,32,32]",
-    "service.queue_size.value=0", "trial.max_replicas=2",
+    "trial.max_replicas=2",
 )  # fmt: skip
 
 

@@ -124,9 +124,7 @@ def test_gpu_time_is_taken_from_the_devices_busy_time() -> None:
 
 def calibrated(tmp_path: Path) -> tuple[Service, Service]:
     """Return a profile and what is read from its file by `service=NAME`."""
-    job, built = make(
-        "job=calibrate", f"job.folder={tmp_path}", "job.name=mine", "service.queue_size.value=0"
-    )
+    job, built = make("job=calibrate", f"job.folder={tmp_path}", "job.name=mine")
     seen = Measured(stretches=measured(), starts_s=[1.0, 1.2, 0.9], server="a machine")
     made = renewed(built.service, constants(built, seen, "calibrated today"), name="mine")
     (tmp_path / "service").mkdir()

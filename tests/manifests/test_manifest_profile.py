@@ -180,6 +180,8 @@ def test_triton_serves_as_the_profile_says(instances: int) -> None:
     batching = config.dynamic_batching
     assert config.max_batch_size == service["max_batch"]
     assert batching.max_queue_delay_microseconds == 1e6 * service["queue_delay_s"]
+    limited = service["queue_size"] > 0 or service["queue_timeout_s"] > 0
+    assert batching.HasField("default_queue_policy") == limited, "a policy without limits makes Triton stall"
     assert batching.default_queue_policy.max_queue_size == service["queue_size"]
     assert batching.default_queue_policy.default_timeout_microseconds == 1e6 * service["queue_timeout_s"]
     assert (

@@ -1,0 +1,73 @@
+"""Keeps the small part of a report beside the code: tables, figures and where they came from, without lists of runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gpusched.core.errors import StoreError
+
+LARGE_BYTES = 200_000
+"""A file above this size stays with the report: a repository keeps every version of it for ever."""
+TRACED = (
+    "git_commit",
+    "git_dirty",
+    "config_hash",
+    "lock_hash",
+    "service_hash",
+    "hypotheses_hash",
+    "gpusched_version",
+)
+
+
+def keep(report: Path, folder: Path, command: str) -> list[Path]:
+    """Copy the small tables and figures of a written report into `folder`, replacing what is there; return the files.
+
+    provenance.json becomes a summary: how many runs came from which commit, lock file and configuration.
+    Raises StoreError where the folder cannot be written.
+    """
+    place = folder.with_name(f".{folder.name}.new")
+    try:
+        shutil.rmtree(place, ignore_errors=True)
+        for path in _small(report):
+            target = place / path.relative_to(report)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        stored = json.loads((report / "provenance.json").read_text())
+        (place / "provenance.json").write_text(json.dumps(summary(stored, command), indent=1) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(place, folder)
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: cannot be written ({error.strerror}). Name another folder with --keep."
+        ) from error
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def summary(stored: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """Return what a report's provenance says without naming every run."""
+    runs: Mapping[str, Mapping[str, str]] = stored["runs"]
+    counted = {tag: dict(Counter(run[tag] for run in runs.values() if tag in run)) for tag in TRACED}
+    return {
+        "command": command,
+        "study": stored["study"],
+        "filter": stored["filter"],
+        "analysis": stored["analysis"],
+        "assumed": stored["assumed"],
+        "runs": len(runs),
+        **{
+            tag: counts if len(counts) <= 5 else f"{len(counts)} different" for tag, counts in counted.items()
+        },
+    }
+
+
+def _small(report: Path) -> Iterator[Path]:
+    for pattern in ("tables/*.csv", "figures/*.pdf"):
+        for path in sorted(report.glob(pattern)):
+            if path.stat().st_size <= LARGE_BYTES:
+                yield path

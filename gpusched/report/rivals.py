@@ -1,0 +1,160 @@
+"""The candidate against every other policy in cost and QoS violations: better, no worse, or worse, load by load.
+
+Non-inferiority in cost is tested at a share of the rival's mean, in violations at an absolute share of the requests: a
+share of a rate near 0 would ask for more than anyone could notice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gpusched.report import statistics
+from gpusched.report.compare import ALPHA, pair_up
+from gpusched.report.dataset import Study
+from gpusched.report.equivalence import Bounded, bounded
+from gpusched.report.hypotheses import span_text
+from gpusched.report.measures import COST, QOS, REWARD, Measure, measure, number
+from gpusched.report.statistics import Paired
+from gpusched.report.tables import Cell, Table, figures, words
+
+QOS_MARGIN = 0.01
+"""One request in a hundred."""
+OUTCOMES = {
+    frozenset({"better"}): "better in both",
+    frozenset({"better", "no worse"}): "better in one, no worse in the other",
+    frozenset({"no worse"}): "no worse in both",
+    frozenset({"better", "worse"}): "a trade-off",
+    frozenset({"worse"}): "worse in both",
+    frozenset({"worse", "no worse"}): "worse in one, no better in the other",
+}
+KINDS = {"better in both": "better", "better in one, no worse in the other": "better", "no worse in both": "equal",
+         "worse in both": "worse", "worse in one, no better in the other": "worse"}  # fmt: skip
+
+
+@dataclass(kw_only=True, frozen=True)
+class Side:
+    """One of the two axes under one load: the difference candidate - rival, both tests, and what they decide."""
+
+    measure: Measure
+    paired: Paired
+    bounds: Bounded
+    superior_p: float = math.nan
+    not_worse_p: float = math.nan
+
+    @property
+    def decision(self) -> str:
+        """One of better, no worse (within the margin, even where the difference is shown), worse and open."""
+        good = self.paired.difference.mean * self.measure.better
+        if self.superior_p < ALPHA and good > 0:
+            return "better"
+        if self.not_worse_p < ALPHA or self.bounds.note.startswith("equal"):
+            return "no worse"
+        return "worse" if self.superior_p < ALPHA else "open"
+
+
+@dataclass(kw_only=True, frozen=True)
+class Duel:
+    """Candidate against one rival under one load."""
+
+    load: str
+    rival: str
+    cost: Side
+    qos: Side
+    reward: Paired
+    reward_share: float
+    runs: tuple[str, ...]
+
+    @property
+    def outcome(self) -> str:
+        """What cost and violations together say."""
+        return OUTCOMES.get(frozenset({self.cost.decision, self.qos.decision}), "open")
+
+
+def duels(study: Study, candidate: str, margin: float) -> list[Duel]:
+    """Return the candidate against every other policy under every shared load, Holm over each kind of test."""
+    found = [
+        _duel(study, load, candidate, rival, margin)
+        for load in study.loads
+        for rival in study.policies
+        if rival != candidate and study.of(rival, load) and study.of(candidate, load)
+    ]
+    sides = [side for duel in found for side in (duel.cost, duel.qos)]
+    superior = statistics.holm([side.paired.p for side in sides])
+    not_worse = statistics.holm([side.bounds.not_worse(side.measure.better) for side in sides])
+    judged = [
+        replace(side, superior_p=float(p), not_worse_p=float(q))
+        for side, p, q in zip(sides, superior, not_worse, strict=True)
+    ]
+    return [
+        replace(duel, cost=cost, qos=qos)
+        for duel, cost, qos in zip(found, judged[::2], judged[1::2], strict=True)
+    ]
+
+
+def rivals_table(study: Study, candidate: str, margin: float) -> Table:
+    """Return every duel; no rows where there is only one rival, whom the comparison already tells of."""
+    found = duels(study, candidate, margin)
+    if len({duel.rival for duel in found}) < 2:
+        found = []
+    columns = [("load", "Load"), ("rival", "Against"), ("pairs", "Pairs"), ("cost", "Cost [90 %]"),
+               ("cost_decision", "Cost is"), ("qos", "QoS violations [90 %]"), ("qos_decision", "Violations are"),
+               ("reward", "Mean reward, share of the rival’s"), ("outcome", f"{candidate} is")]  # fmt: skip
+    notes = [
+        f"Differences {candidate} − rival, paired by seed. “No worse”: by less than {100 * margin:g} % of the rival’s cost, "
+        f"by less than {100 * QOS_MARGIN:g} percentage point of all requests. “Better” and “worse”: two-sided paired t. "
+        f"Holm over all {2 * len(found)} tests of either kind, α = {ALPHA:g}. Intervals are not adjusted.",
+        "The oracle knows the future and is a bound, no competitor. Mean reward: described, not tested here.",
+    ]
+    return Table(name="rivals", title=f"{candidate} against every other policy: cost and violations", columns=columns,
+                 rows=[_row(duel) for duel in found], labels=2, notes=notes)  # fmt: skip
+
+
+def _duel(study: Study, load: str, candidate: str, rival: str, margin: float) -> Duel:
+    reward = pair_up(study, load, REWARD, rival, candidate)
+    paired = statistics.paired(reward.candidate_S, reward.baseline_S)
+    mean = statistics.interval(reward.baseline_S).mean
+    return Duel(
+        load=load,
+        rival=rival,
+        cost=_side(study, load, COST, candidate, rival, margin, True),
+        qos=_side(study, load, QOS, candidate, rival, QOS_MARGIN, False),
+        reward=paired,
+        reward_share=paired.difference.mean / abs(mean) if mean else math.nan,
+        runs=reward.runs,
+    )
+
+
+def _side(
+    study: Study, load: str, name: str, candidate: str, rival: str, margin: float, relative: bool
+) -> Side:
+    pairs = pair_up(study, load, name, rival, candidate)
+    return Side(
+        measure=measure(name),
+        paired=statistics.paired(pairs.candidate_S, pairs.baseline_S),
+        bounds=bounded(pairs.candidate_S, pairs.baseline_S, margin, relative=relative, alpha=ALPHA),
+    )
+
+
+def _row(duel: Duel) -> list[Cell]:
+    share = "–" if math.isnan(duel.reward_share) else f"{number(100 * duel.reward_share, 1.0)} %"
+    return [
+        words(duel.load),
+        words(duel.rival),
+        figures(str(duel.cost.paired.difference.n), {"": duel.cost.paired.difference.n}, duel.runs),
+        *_cells(duel.cost, None, duel.runs),
+        *_cells(duel.qos, duel.qos.measure, duel.runs),
+        figures(share, {"": duel.reward_share, "difference": duel.reward.difference.mean}, duel.runs),
+        words(duel.outcome, KINDS.get(duel.outcome, "undecided"), runs=duel.runs),
+    ]
+
+
+def _cells(side: Side, unit: Measure | None, runs: Sequence[str]) -> list[Cell]:
+    b = side.bounds
+    value = b.value if math.isfinite(b.value) else side.paired.difference.mean
+    values = {"": value, "low": b.low, "high": b.high, "p": side.superior_p, "p_no_worse": side.not_worse_p}
+    return [
+        figures(span_text(value, b.low, b.high, unit), values, runs),
+        words(side.decision, {"open": "undecided", "no worse": "equal"}.get(side.decision, side.decision), runs=runs),
+    ]  # fmt: skip

@@ -1,0 +1,46 @@
+"""What is kept beside the code is small, says where it came from, and replaces what was there as a whole."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gpusched.core.errors import StoreError
+from gpusched.report.keep import LARGE_BYTES, keep
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    folder = tmp_path / "report"
+    for name, size in (("tables/means.csv", 100), ("tables/runs.csv", LARGE_BYTES + 1), ("figures/pareto.pdf", 50),
+                       ("index.html", 10), ("tables/means.tex", 10)):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x" * size)
+    runs = {f"run{k}": {"git_commit": "abc", "config_hash": str(k)} for k in range(7)}
+    (folder / "provenance.json").write_text(
+        json.dumps({"study": "s", "filter": "", "analysis": {}, "assumed": ["gpu_cv"], "runs": runs})
+    )
+    return folder
+
+
+def test_small_tables_and_figures_are_kept(report: Path, tmp_path: Path) -> None:
+    kept = keep(report, tmp_path / "kept", "python analyze.py --study s")
+    names = {str(path.relative_to(tmp_path / "kept")) for path in kept}
+    assert names == {"tables/means.csv", "figures/pareto.pdf", "provenance.json"}
+    told = json.loads((tmp_path / "kept" / "provenance.json").read_text())
+    assert told["command"] == "python analyze.py --study s"
+    assert (told["runs"], told["git_commit"]) == (7, {"abc": 7})
+    assert told["config_hash"] == "7 different"
+
+
+def test_what_was_there_is_replaced_as_a_whole(report: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "old.csv").write_text("old")
+    keep(report, tmp_path / "kept", "")
+    assert not (tmp_path / "kept" / "old.csv").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(report: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="Name another folder with --keep"):
+        keep(report, tmp_path / "file" / "kept", "")

@@ -1,0 +1,89 @@
+"""Against every rival: planted differences are decided, a small one is no worse, noise stays open."""
+
+import numpy as np
+import pytest
+from made_up import study_of
+
+from gpusched.report.dataset import Study
+from gpusched.report.rivals import Duel, duels, rivals_table
+
+SEEDS = 20
+
+
+def planted(cost: float, qos: float, noise: float = 0.002) -> Study:
+    """Return ppo against two rivals: `cost` as a share of, `qos` as a difference to, the rivals' own."""
+    rng = np.random.default_rng(7)
+    level = 2000.0 * (1 + 0.1 * rng.normal(size=SEEDS))
+    late = 0.10 + 0.01 * rng.normal(size=SEEDS)
+
+    def policy(share: float, more: float) -> dict[str, list[float]]:
+        return {
+            "replica_seconds": list(level * (1 + share + noise * rng.normal(size=SEEDS))),
+            "qos_violation_rate": list(late + more + noise * rng.normal(size=SEEDS)),
+            "reward_mean": list(-0.5 + 0.1 * share + 0.01 * rng.normal(size=SEEDS)),
+        }
+
+    return study_of({"ppo": policy(cost, qos), "table": policy(0.0, 0.0), "keda": policy(0.0, 0.0)})
+
+
+def against(study: Study, rival: str) -> Duel:
+    return next(d for d in duels(study, "ppo", 0.02) if d.rival == rival)
+
+
+@pytest.mark.parametrize(
+    ("cost", "qos", "outcome"),
+    [
+        (-0.2, -0.05, "better in both"),
+        (-0.2, 0.0, "better in one, no worse in the other"),
+        (0.0, -0.05, "better in one, no worse in the other"),
+        (0.0, 0.0, "no worse in both"),
+        (0.01, 0.0, "no worse in both"),
+        (0.2, -0.05, "a trade-off"),
+        (0.2, 0.0, "worse in one, no better in the other"),
+        (0.2, 0.05, "worse in both"),
+    ],
+)
+def test_a_planted_difference_is_decided(cost: float, qos: float, outcome: str) -> None:
+    duel = against(planted(cost, qos), "table")
+    assert duel.outcome == outcome
+    assert duel.cost.bounds.value == pytest.approx(cost, abs=0.005)
+    assert duel.qos.bounds.value == pytest.approx(qos, abs=0.005)
+
+
+def test_what_is_within_the_margin_is_no_worse_even_where_it_is_shown() -> None:
+    side = against(planted(0.01, 0.0), "table").cost
+    assert side.superior_p < 0.05
+    assert side.paired.difference.mean > 0
+    assert side.decision == "no worse"
+
+
+def test_noise_decides_nothing() -> None:
+    duel = against(planted(0.0, 0.0, noise=0.2), "table")
+    assert (duel.cost.decision, duel.qos.decision, duel.outcome) == ("open", "open", "open")
+
+
+def test_seeds_that_are_all_alike_are_no_worse() -> None:
+    same = {"replica_seconds": [1200.0] * 5, "qos_violation_rate": [0.0] * 5, "reward_mean": [0.8] * 5}
+    duel = against(study_of({"ppo": same, "table": same, "keda": same}), "table")
+    assert duel.outcome == "no worse in both"
+
+
+def test_holm_counts_both_axes_of_every_rival_and_load() -> None:
+    found = duels(planted(0.0, 0.0), "ppo", 0.02)
+    sides = [side for d in found for side in (d.cost, d.qos)]
+    assert len(sides) == 4
+    for plain, adjusted in (
+        ([s.paired.p for s in sides], [s.superior_p for s in sides]),
+        ([s.bounds.not_worse(-1) for s in sides], [s.not_worse_p for s in sides]),
+    ):
+        k = int(np.argmin(plain))
+        assert adjusted[k] == pytest.approx(4 * plain[k], rel=1e-9)
+
+
+def test_one_rival_needs_no_table_and_every_number_of_two_names_its_runs() -> None:
+    study = planted(-0.2, 0.0)
+    table = rivals_table(study, "ppo", 0.02)
+    assert [row[1].text for row in table.rows] == ["keda", "table"]
+    assert all(any(run.startswith(row[1].text) for run in row[2].runs) for row in table.rows)
+    alone = Study(name="s", trials=[t for t in study.trials if t.policy != "keda"])
+    assert rivals_table(alone, "ppo", 0.02).rows == []
