@@ -143,13 +143,13 @@ def test_the_role_is_the_least() -> None:
     assert rules(one("base", "Role", "gpusched")) == (
         allowed("apps", "deployments", "", "get list watch")
         | allowed("apps", "deployments", "triton", "patch")
-        | allowed("apps", "deployments/scale", "triton", "get patch update")
-        | allowed("autoscaling", "horizontalpodautoscalers", "", "get list watch create")
-        | allowed("autoscaling", "horizontalpodautoscalers", "triton", "patch update delete")
-        | allowed("", "pods", "", "get list watch")
+        | allowed("apps", "deployments/scale", "triton", "patch")
+        | allowed("autoscaling", "horizontalpodautoscalers", "", "get list create")
+        | allowed("autoscaling", "horizontalpodautoscalers", "triton", "patch delete")
+        | allowed("", "pods", "", "list")
         | allowed("", "pods/resize", "", "patch")
         | allowed("", "configmaps", "", "create")
-        | allowed("", "configmaps", "gpusched-journal", "get patch update delete")
+        | allowed("", "configmaps", "gpusched-journal", "get patch delete")
         | allowed("", "services", "triton", "get")
     )
 
