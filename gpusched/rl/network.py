@@ -53,7 +53,9 @@ class MLP(nn.Module):
 
     def take(self, network: Network) -> None:
         """Set the weights to those of a frozen network."""
-        self.load_state_dict({name: torch.from_numpy(array) for name, array in network.weights.items()})
+        self.load_state_dict(
+            {name: torch.from_numpy(array.copy()) for name, array in network.weights.items()}
+        )
 
 
 class Actor(MLP):

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from machine import ROOT, STUB, Machine
+from fake_machine import ROOT, STUB, Machine
 
 INSTALL = (ROOT / "install.sh").read_text()
 STEPS = [

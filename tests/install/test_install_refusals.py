@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from machine import ROOT, STUB, Machine
+from fake_machine import ROOT, STUB, Machine
 
 INSTALL = (ROOT / "install.sh").read_text()
 METALLB = ("--with", "metallb", "--metallb-range", "192.168.1.240-192.168.1.249")

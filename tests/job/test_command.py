@@ -18,7 +18,7 @@ from jobs import CONF, ROOT, SHORT
 import run as script
 from gpusched.job.command import run
 from gpusched.job.setup import Result
-from gpusched.job.sweep import SweepCallback, expand
+from gpusched.job.sweep import SweepCallback, expand, unlike
 from gpusched.tracking.store import Store
 
 DB = "sqlite:///mlruns/mlflow.db"
@@ -203,3 +203,13 @@ def test_headline_is_the_study_of_the_readme(command, monkeypatch: pytest.Monkey
               for s in range(5)}  # fmt: skip
     assert {tuple(job[:3]) for job in seen[0]} == wanted
     assert len(seen[0]) == 30
+
+
+def test_every_seed_and_every_other_combination_is_checked_once() -> None:
+    jobs = expand(["policy=hpa,ppo", "load=low,high", "seed=range(20)"])
+    assert len(jobs) == 80
+    kept = unlike(jobs)
+    assert len(kept) == 20 + 3
+    assert {job[2] for job in kept} == {f"seed={k}" for k in range(20)}
+    assert {tuple(job[:2]) for job in kept} == {tuple(job[:2]) for job in jobs}
+    assert unlike([["policy=hpa"], ["policy=ppo"]]) == [["policy=hpa"], ["policy=ppo"]], "no seed is swept"

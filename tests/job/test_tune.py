@@ -117,7 +117,10 @@ def test_a_search_that_broke_off_is_marked_and_begun_again_goes_the_same_way(
 
 @pytest.mark.parametrize(
     ("policy", "message"),
-    [("hpa", "policy = 'hpa': has nothing to search. Run trials"), ("ppo", "policy = 'ppo': .* job=train")],
+    [
+        ("hpa", "policy = 'hpa': has nothing to search. Run trials"),
+        ("ppo", r"policy = 'ppo\[.*\]': .* job=train"),
+    ],
 )
 def test_a_policy_without_a_space_is_refused(store: Store, policy: str, message: str) -> None:
     job, setup = make("job=tune", f"policy={policy}")

@@ -22,6 +22,8 @@ from gpusched.report.build import Report, build, folder_name
 from gpusched.report.tables import to_csv
 from gpusched.tracking.store import Store
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = {"pareto", "breakeven", "convergence", "forest", "profiles", "qq", "time_low", "time_high", "latency_low",
            "latency_high", "kpi_reward_mean", "kpi_latency_p95_s"}  # fmt: skip
@@ -73,14 +75,12 @@ from gpusched.report.analysis import Choice
 from gpusched.report.build import build
 from gpusched.tracking.store import Store
 
-pytestmark = pytest.mark.slow
 if __name__ == "__main__":
     drawings.LARGE = 1
     build(Store(sys.argv[1]), out=Path(sys.argv[2]), choice=Choice(study="study", allow_synthetic=True))
 """
 
 
-@pytest.mark.slow
 def test_the_same_store_gives_the_same_bytes(report: Report, logged: Store, tmp_path: Path) -> None:
     """In another process, with another order of sets, and with the figures shared between two processes."""
     (tmp_path / "again.py").write_text(AGAIN)
@@ -215,7 +215,6 @@ def analyze(*args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
 def test_analyze_writes_prints_and_logs(own: Store, tmp_path: Path) -> None:
     real = MadeUp(name="real", loads=("low",), seeds=3, tags={"synthetic": "false"})
     real.write(own)
@@ -230,7 +229,6 @@ def test_analyze_writes_prints_and_logs(own: Store, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.slow
 def test_analyze_answers_mistakes_with_one_message(own: Store, tmp_path: Path) -> None:
     mistakes = {
         "There is no tracking database": ["--uri", f"sqlite:///{tmp_path}/none/mlflow.db"],

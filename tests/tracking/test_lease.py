@@ -13,6 +13,8 @@ import pytest
 from gpusched.tracking import lease as module
 from gpusched.tracking.store import Store
 
+pytestmark = pytest.mark.slow
+
 HOLD = """
 import sys, time
 from gpusched.tracking.store import Store
@@ -24,8 +26,6 @@ COUNT = """
 import sys
 from pathlib import Path
 from gpusched.tracking.store import Store
-
-pytestmark = pytest.mark.slow
 done = Path(sys.argv[2])
 with Store(sys.argv[1]).lease("once", done.exists) as lease:
     if lease.held:
@@ -109,7 +109,6 @@ def test_a_holder_of_another_host_that_counts_is_waited_for(
         thread.join()
 
 
-@pytest.mark.slow
 def test_a_holder_that_is_killed_is_followed_at_once(mlruns: Path) -> None:
     uri = f"sqlite:///{mlruns}/mlflow.db"
     holder = start(HOLD, uri, "600")
@@ -123,7 +122,6 @@ def test_a_holder_that_is_killed_is_followed_at_once(mlruns: Path) -> None:
     assert time.monotonic() - begin_s < 10
 
 
-@pytest.mark.slow
 def test_of_many_processes_one_does_the_work(mlruns: Path, tmp_path: Path) -> None:
     uri, done = f"sqlite:///{mlruns}/mlflow.db", tmp_path / "done"
     processes = [start(COUNT, uri, str(done)) for _ in range(4)]
