@@ -321,6 +321,7 @@ class BatchSim:
         env.resources_ER[e]["root"] = -1
         env.pods_EP[e]["state"] = FREE
         env.pods_EP[e]["endpoint"] = -1
+        env.pods_EP[e]["batch_s"] = env.pods_EP[e]["advisor_s"] = INF
         for p in range(self.start_replicas):
             readout.place_ready(env, e, p, p % G, -LONG_AGO_S, float(rng.random()))
 

@@ -11,7 +11,6 @@ from gpusched.sim import hpa
 from gpusched.sim.faults import fault_event
 from gpusched.sim.hpa_replicas import NONE_MS, PHASE_PENDING, PHASE_RUNNING, READY_FALSE, READY_TRUE
 from gpusched.sim.metrics import (
-    advisor_event,
     gpu_busy_s,
     latest_row,
     metrics_server_scrape,
@@ -58,7 +57,7 @@ def next_slow_s(env: Env, e: int) -> float:
         t = min(t, slow[k])
     for p in range(sim.pods):
         if pods[p].state != FREE:
-            t = min(t, pods[p].life_s, pods[p].advisor_s, pods[p].endpoint_s)
+            t = min(t, pods[p].life_s, pods[p].endpoint_s)
     return t
 
 
@@ -73,8 +72,6 @@ def slow_event(env: Env, e: int, t: float) -> int:
             continue
         if pods[p].endpoint_s <= t:
             endpoint_event(env, e, p)
-        if pods[p].advisor_s <= t:
-            advisor_event(env, e, p, t)
         if pods[p].life_s <= t:
             broken = life_event(env, e, p, t, broken)
     if slow[FAULT] <= t:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gpusched.core.logs import RequestLog
 from gpusched.sim.control import next_slow_s
+from gpusched.sim.metrics import advisor_event
 from gpusched.sim.pods import accrue
 from gpusched.sim.primitives import (
     at,
@@ -50,8 +51,11 @@ from gpusched.sim.records import (
 )
 
 OK, FAILED, UNFINISHED = RequestLog.OK, RequestLog.FAILED, RequestLog.UNFINISHED
-DONE, EDGE, BATCH_DUE = range(3)
-"""What happens next at a processor: a job ends, the CFS quota ends or is refilled, the queue delay is over."""
+DONE, EDGE, BATCH_DUE, READING = range(4)
+"""What happens next at a processor: a job ends, the CFS quota ends or is refilled, the queue delay is over, or cAdvisor
+reads its counter. Readings are the one metric event here: each pod has its own, and a pass over all pods for each would
+make a large service's cost grow with the square of its size.
+"""
 
 
 @jit
@@ -252,9 +256,13 @@ def run(env: Env, e: int, until: float, refused: int) -> int:
             done_s, edge_s = resource_done(r, instances), resource_edge(r)
             r.next = EDGE if edge_s < done_s else DONE
             next_s = min(done_s, edge_s)
-            if changed < P and pods[at(changed)].batch_s <= next_s:
-                r.next = BATCH_DUE
-                next_s = pods[at(changed)].batch_s
+            if changed < P:
+                if pods[at(changed)].batch_s <= next_s:
+                    r.next = BATCH_DUE
+                    next_s = pods[at(changed)].batch_s
+                if pods[at(changed)].advisor_s < next_s:
+                    r.next = READING
+                    next_s = pods[at(changed)].advisor_s
             tree_set(tree, leaves, changed, next_s)
         if p >= 0 and pods[at(p)].state == TERMINATING and pods[at(p)].in_flight == 0:
             pods[at(p)].life_s = min(pods[at(p)].life_s, max(t, pods[at(p)].sigterm_s))
@@ -324,6 +332,8 @@ def run(env: Env, e: int, until: float, refused: int) -> int:
                 pods[at(p)].batch_s = INF  # the queue delay is over: the batcher looks again below
             elif r.next == EDGE:
                 resource_pass_edge(r, t)
+            elif r.next == READING:
+                advisor_event(env, e, p, t)
             else:
                 node = resource_pop(r, instances, t)
                 p = node // per_pod

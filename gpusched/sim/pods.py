@@ -194,6 +194,7 @@ def free_pod(env: Env, e: int, p: int, t: float) -> None:
     if pods[p].endpoint >= 0:
         remove_endpoint(env, e, p)
     pods[p].state = FREE
+    pods[p].batch_s = pods[p].advisor_s = INF
     accrue(env, e, t)
     sim.slow_s[DEPLOY] = min(sim.slow_s[DEPLOY], t + sim.api_delay_s)
     schedule_pending(env, e, t)
