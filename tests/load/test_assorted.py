@@ -76,6 +76,7 @@ def test_a_ramp_goes_one_way() -> None:
         assert (steps >= 0).all() or (steps <= 0).all()
 
 
+@pytest.mark.slow
 def test_an_open_episode_offers_what_the_users_would_send() -> None:
     drawn = plans(load("steady", least_users=60, users=60, open_share=1.0), 200)
     counts = np.array([len(p.arrivals_s_N) for p in drawn if p.arrivals_s_N is not None])
@@ -93,6 +94,7 @@ def test_gusts_have_the_spread_they_are_given() -> None:
     assert factor_T.std() == pytest.approx(0.5, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_open_share_is_a_share() -> None:
     drawn = plans(load(open_share=0.3), 400)
     assert abs(np.mean([p.is_open for p in drawn]) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 400)

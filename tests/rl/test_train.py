@@ -21,6 +21,8 @@ from gpusched.policy.ppo import PPO, ConvergenceConfig
 from gpusched.rl.train import Verdict, train
 from gpusched.rl.venv import Episodes
 
+pytestmark = pytest.mark.slow
+
 SHORT = Setup(frames=6 * 1024)
 
 
@@ -61,7 +63,6 @@ def rewards(act: Any, envs: int = 64) -> tuple[np.ndarray, np.ndarray]:
     return np.mean(got, axis=0), np.mean(best, axis=0)
 
 
-@pytest.mark.slow
 def test_it_learns_almost_all_that_can_be_learnt(tmp_path: Path) -> None:
     policy, verdict = run(Setup(frames=64 * 1024), tmp_path)
     assert verdict.converged, verdict.reason
@@ -89,7 +90,6 @@ def test_another_seed_gives_other_weights(short: Path, tmp_path: Path) -> None:
     assert digest(tmp_path) != digest(short)
 
 
-@pytest.mark.slow
 def test_same_weights_in_another_process(short: Path, tmp_path: Path) -> None:
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
