@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
@@ -23,6 +24,7 @@ FREE = ("seed", "study", "resume", "tracking.", "job")
 """Configuration that may differ between the trials of a study without a word."""
 MOST = 6
 """How many items a warning lists before it only counts."""
+NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 def caveats(study: Study) -> list[str]:
@@ -216,7 +218,8 @@ def _unconverged(study: Study) -> list[str]:
 
 
 def _marked(study: Study) -> list[str]:
-    count = Counter((t.policy, mark) for t in study.trials for mark in t.marks)
+    """Count the marked runs by policy and kind of mark; the table of runs has each one's own numbers."""
+    count = Counter((t.policy, NUMBER.sub("…", mark)) for t in study.trials for mark in t.marks)
     return [f"Marked: {n} of {len(study.of(policy))} runs of {policy} count although a gate objects: {mark}."
             for (policy, mark), n in sorted(count.items())]  # fmt: skip
 

@@ -44,12 +44,31 @@ class Side:
     not_worse_p: float = math.nan
 
     @property
+    def p_superior(self) -> float:
+        """The paired t test's p; the sign test's where all pairs differ by the same, and no t can be had."""
+        d = self.paired.difference
+        return 2.0 ** (1 - d.n) if self._constant and d.mean else self.paired.p
+
+    @property
+    def p_not_worse(self) -> float:
+        """As above, one-sided against the margin."""
+        b = self.bounds
+        within = b.value * self.measure.better > -b.margin
+        return 0.5**b.n if self._constant and within else b.not_worse(self.measure.better)
+
+    @property
+    def _constant(self) -> bool:
+        return (
+            math.isnan(self.paired.p) and self.paired.difference.n >= 2 and self.paired.difference.sd == 0.0
+        )
+
+    @property
     def decision(self) -> str:
         """One of better, no worse (within the margin, even where the difference is shown), worse and open."""
         good = self.paired.difference.mean * self.measure.better
         if self.superior_p < ALPHA and good > 0:
             return "better"
-        if self.not_worse_p < ALPHA or self.bounds.note.startswith("equal"):
+        if self.not_worse_p < ALPHA:
             return "no worse"
         return "worse" if self.superior_p < ALPHA else "open"
 
@@ -81,8 +100,8 @@ def duels(study: Study, candidate: str, margin: float) -> list[Duel]:
         if rival != candidate and study.of(rival, load) and study.of(candidate, load)
     ]
     sides = [side for duel in found for side in (duel.cost, duel.qos)]
-    superior = statistics.holm([side.paired.p for side in sides])
-    not_worse = statistics.holm([side.bounds.not_worse(side.measure.better) for side in sides])
+    superior = statistics.holm([side.p_superior for side in sides])
+    not_worse = statistics.holm([side.p_not_worse for side in sides])
     judged = [
         replace(side, superior_p=float(p), not_worse_p=float(q))
         for side, p, q in zip(sides, superior, not_worse, strict=True)
@@ -103,7 +122,7 @@ def rivals_table(study: Study, candidate: str, margin: float) -> Table:
                ("reward", "Mean reward, share of the rival’s"), ("outcome", f"{candidate} is")]  # fmt: skip
     notes = [
         f"Differences {candidate} − rival, paired by seed. “No worse”: by less than {100 * margin:g} % of the rival’s cost, "
-        f"by less than {100 * QOS_MARGIN:g} percentage point of all requests. “Better” and “worse”: two-sided paired t. "
+        f"by less than {100 * QOS_MARGIN:g} percentage point of all requests. “Better” and “worse”: two-sided paired t, or the sign test where every pair differs by the same. "
         f"Holm over all {2 * len(found)} tests of either kind, α = {ALPHA:g}. Intervals are not adjusted.",
         "The oracle knows the future and is a bound, no competitor. Mean reward: described, not tested here.",
     ]

@@ -63,9 +63,24 @@ def test_noise_decides_nothing() -> None:
 
 
 def test_seeds_that_are_all_alike_are_no_worse() -> None:
-    same = {"replica_seconds": [1200.0] * 5, "qos_violation_rate": [0.0] * 5, "reward_mean": [0.8] * 5}
+    same = {"replica_seconds": [1200.0] * 9, "qos_violation_rate": [0.0] * 9, "reward_mean": [0.8] * 9}
     duel = against(study_of({"ppo": same, "table": same, "keda": same}), "table")
     assert duel.outcome == "no worse in both"
+
+
+def test_the_same_difference_in_every_pair_is_decided_by_its_sign() -> None:
+    """No t test can be had without variance; that all of ten pairs agree has a chance of 2/1024."""
+
+    def constant(cost: float, n: int) -> dict[str, list[float]]:
+        return {"replica_seconds": [cost] * n, "qos_violation_rate": [0.01] * n, "reward_mean": [0.5] * n}
+
+    for n, decision in ((10, "better"), (3, "open")):
+        study = study_of(
+            {"ppo": constant(1200.0, n), "table": constant(2400.0, n), "keda": constant(2400.0, n)}
+        )
+        side = against(study, "table").cost
+        assert side.p_superior == pytest.approx(2 * 0.5**n)
+        assert side.decision == decision
 
 
 def test_holm_counts_both_axes_of_every_rival_and_load() -> None:
