@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -12,8 +14,9 @@ from typing import Any
 
 from gpusched.core.errors import StoreError
 
-LARGE_BYTES = 200_000
+LARGE_BYTES = 60_000
 """A file above this size stays with the report: a repository keeps every version of it for ever."""
+RUN_IDS = "run_ids"
 TRACED = (
     "git_commit",
     "git_dirty",
@@ -37,7 +40,7 @@ def keep(report: Path, folder: Path, command: str) -> list[Path]:
         for path in _small(report):
             target = place / path.relative_to(report)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+            target.write_bytes(_without_runs(path) if path.suffix == ".csv" else path.read_bytes())
         stored = json.loads((report / "provenance.json").read_text())
         (place / "provenance.json").write_text(json.dumps(summary(stored, command), indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
@@ -64,6 +67,15 @@ def summary(stored: Mapping[str, Any], command: str) -> dict[str, Any]:
             tag: counts if len(counts) <= 5 else f"{len(counts)} different" for tag, counts in counted.items()
         },
     }
+
+
+def _without_runs(path: Path) -> bytes:
+    """Return a table without its column of run IDs, most of its size; the report itself has them."""
+    rows = list(csv.reader(io.StringIO(path.read_text())))
+    keep = [k for k, name in enumerate(rows[0]) if name != RUN_IDS]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([row[k] for k in keep] for row in rows)
+    return text.getvalue().encode()
 
 
 def _small(report: Path) -> Iterator[Path]:

@@ -16,6 +16,7 @@ def report(tmp_path: Path) -> Path:
                        ("index.html", 10), ("tables/means.tex", 10)):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x" * size)
+    (folder / "tables" / "means.csv").write_text("load,n,run_ids\nlow,5,a b c\n")
     runs = {f"run{k}": {"git_commit": "abc", "config_hash": str(k)} for k in range(7)}
     (folder / "provenance.json").write_text(
         json.dumps({"study": "s", "filter": "", "analysis": {}, "assumed": ["gpu_cv"], "runs": runs})
@@ -27,6 +28,7 @@ def test_small_tables_and_figures_are_kept(report: Path, tmp_path: Path) -> None
     kept = keep(report, tmp_path / "kept", "python analyze.py --study s")
     names = {str(path.relative_to(tmp_path / "kept")) for path in kept}
     assert names == {"tables/means.csv", "figures/pareto.pdf", "provenance.json"}
+    assert (tmp_path / "kept" / "tables" / "means.csv").read_text() == "load,n\nlow,5\n"
     told = json.loads((tmp_path / "kept" / "provenance.json").read_text())
     assert told["command"] == "python analyze.py --study s"
     assert (told["runs"], told["git_commit"]) == (7, {"abc": 7})
