@@ -8,10 +8,11 @@ from gpusched.core.kpi import KPIS
 from gpusched.report import evidence, statistics
 from gpusched.report.compare import ALPHA, Comparison, Row
 from gpusched.report.dataset import Record, Study, Trial, Unit
+from gpusched.report.goals import goals, goals_table
 from gpusched.report.hypotheses import Registered
 from gpusched.report.ledger import ledger
 from gpusched.report.measures import REWARD, TESTED, Measure, difference_unit, measure, number, p_text
-from gpusched.report.rivals import rivals_table
+from gpusched.report.rivals import duels, rivals_table
 from gpusched.report.robustness import faults_table, shift_table
 from gpusched.report.statistics import Estimate
 from gpusched.report.tables import Cell, Table, figures, words
@@ -39,7 +40,13 @@ def tables(
     made = [evidence.hypotheses_table(registered)] if registered and registered.results else []
     c = comparison if comparison and comparison.rows else None
     if c:
-        made += [comparison_table(c, bool(made)), rivals_table(study, c.candidate, margin), tests(c)]
+        found = duels(study, c.candidate, margin)
+        made += [
+            comparison_table(c, bool(made)),
+            rivals_table(found, c.candidate, margin),
+            goals_table(goals(c, found)),
+        ]
+        made.append(tests(c))
         made.append(evidence.equivalence_table(study, c, margin))
     made.append(means(study, policies))
     if c:

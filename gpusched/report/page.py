@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpusched.report import verdict
+from gpusched.report import goals, verdict
 from gpusched.report.analysis import Analysis
 from gpusched.report.compare import Row
 from gpusched.report.dataset import Study
@@ -76,6 +76,7 @@ def _context(analysis: Analysis, drawings: Drawings) -> Mapping[str, Any]:
         "further": [t for t in tables.values() if t.name not in PLACED],
         "matrix": _matrix(analysis),
         "rivals": rivals(analysis),
+        "missed": goals.missed(tables["goals"]) if "goals" in tables else [],
         "matrix_runs": tables["comparison"].runs if "comparison" in tables else [],
         "assumed": study.assumed,
         "markdown": to_markdown,

@@ -121,9 +121,8 @@ def duels(study: Study, candidate: str, margin: float) -> list[Duel]:
     ]
 
 
-def rivals_table(study: Study, candidate: str, margin: float) -> Table:
+def rivals_table(found: Sequence[Duel], candidate: str, margin: float) -> Table:
     """Return every duel; no rows where there is only one rival, whom the comparison already tells of."""
-    found = duels(study, candidate, margin)
     if len({duel.rival for duel in found}) < 2:
         found = []
     columns = [("load", "Load"), ("rival", "Against"), ("pairs", "Pairs"), ("cost", "Cost [90 %]"),

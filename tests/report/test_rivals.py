@@ -88,7 +88,9 @@ def test_an_axis_that_is_open_hides_no_other(cost: float, outcome: str) -> None:
     study = study_of({"ppo": policy(cost, late), "table": rival, "keda": rival})
     duel = against(study, "table")
     assert (duel.outcome, duel.kind) == (outcome, "undecided")
-    row = next(row for row in rivals_table(study, "ppo", 0.02).rows if row[1].text == "table")
+    row = next(
+        row for row in rivals_table(duels(study, "ppo", 0.02), "ppo", 0.02).rows if row[1].text == "table"
+    )
     assert (row[-1].text, row[-1].values[""], row[-1].kind) == (outcome, outcome, "undecided")
 
 
@@ -127,8 +129,8 @@ def test_holm_counts_both_axes_of_every_rival_and_load() -> None:
 
 def test_one_rival_needs_no_table_and_every_number_of_two_names_its_runs() -> None:
     study = planted(-0.2, 0.0)
-    table = rivals_table(study, "ppo", 0.02)
+    table = rivals_table(duels(study, "ppo", 0.02), "ppo", 0.02)
     assert [row[1].text for row in table.rows] == ["keda", "table"]
     assert all(any(run.startswith(row[1].text) for run in row[2].runs) for row in table.rows)
     alone = Study(name="s", trials=[t for t in study.trials if t.policy != "keda"])
-    assert rivals_table(alone, "ppo", 0.02).rows == []
+    assert rivals_table(duels(alone, "ppo", 0.02), "ppo", 0.02).rows == []
