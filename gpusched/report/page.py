@@ -15,7 +15,18 @@ from gpusched.report.measures import REWARD, TESTED, Measure, number, p_text
 from gpusched.report.statistics import Estimate
 from gpusched.report.tables import Table, to_markdown
 
-PLACED = ("hypotheses", "comparison", "tests", "breakeven", "means", "trainings", "runs", "excluded", "kpis")
+PLACED = (
+    "hypotheses",
+    "comparison",
+    "tests",
+    "breakeven",
+    "means",
+    "trainings",
+    "fidelity",
+    "runs",
+    "excluded",
+    "kpis",
+)
 """Tables the page shows at a place of their own; the others follow the tests in their order."""
 LINE = 40
 """Columns with more characters than this are broken into lines."""
@@ -70,6 +81,7 @@ def _context(analysis: Analysis, drawings: Drawings) -> Mapping[str, Any]:
         "order": verdict.ORDER,
         "no_comparison": analysis.no_comparison,
         "caveats": analysis.caveats,
+        "fidelity": analysis.fidelity.sentence,
         "notes": analysis.notes,
         "drawn": drawings,
         "tables": tables,
