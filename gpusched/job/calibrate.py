@@ -159,19 +159,12 @@ def constants(setup: Setup, seen: Measured, when: str) -> dict[str, Constant]:
     }
 
 
-def lined(seen: Measured, instances: int) -> list[Stretch]:
-    """Return the stretches a batch's time is read off: without idle instances, or all where too few are without."""
-    busy = fit.working(seen.stretches, instances)
-    return busy if len(fit.sizes(busy)) > 1 else seen.stretches
-
-
 def _times(setup: Setup, seen: Measured, when: str, rng: np.random.Generator) -> dict[str, Constant]:
     instances = int(setup.service.instances.value)
     full = [s for s in seen.stretches if s.users == max(t.users for t in seen.stretches)]
     lone = [s for s in seen.stretches if s.users == 1]
-    busy = fit.working(seen.stretches, instances)
-    gap_s = fit.between_s(busy or full, instances)
-    alpha, beta = fit.bootstrap(fit.affine, lined(seen, instances), rng)
+    gap_s = fit.between_s(full, instances)
+    alpha, beta = fit.bootstrap(fit.affine, seen.stretches, rng)
     gpu_alpha, gpu_beta = fit.bootstrap(
         lambda some: fit.gpu_line(some, int(setup.service.gpus.value)), seen.stretches, rng
     )
@@ -186,16 +179,13 @@ def _times(setup: Setup, seen: Measured, when: str, rng: np.random.Generator) ->
     )
     return {
         "host_alpha_s": _said(
-            host_alpha,
-            "s",
-            when,
-            "fixed part of a batch's time in an instance that always has work, CPU phase",
+            host_alpha, "s", when, "fixed part of a batch's time in an instance, CPU phase"
         ),
         "host_beta_s": _said(host_beta, "s", when, "time per request of a batch in an instance, CPU phase"),
         "gpu_alpha_s": _said(gpu_alpha, "s", when, on_gpu),
         "gpu_beta_s": _said(gpu_beta, "s", when, on_gpu),
         "gpu_cv": _plain(0.0, "1", when, "part of the lone user's scatter, which client_tail_* holds"),
-        "client_s": _said(client_s, "s", when, "a lone user's median less a batch of one of a busy instance"),
+        "client_s": _said(client_s, "s", when, "a lone user's median less a batch of one"),
         "client_tail_median_s": _said(median_s, "s", when, "with sigma: the lone user's p95 and p99"),
         "client_tail_sigma": _said(sigma, "1", when, "see client_tail_median_s"),
     }
@@ -306,7 +296,7 @@ def emulated(setup: Setup) -> bool:
 
 def _leftovers(setup: Setup, seen: Measured) -> list[str]:
     """Return how the fitted line agrees with what was seen, and what the simulator has no constant for."""
-    alpha, beta = fit.affine(lined(seen, int(setup.service.instances.value)))
+    alpha, beta = fit.affine(seen.stretches)
     sizes: dict[int, list[float]] = {}
     for one in seen.stretches:
         for b, n in one.stats.executions.items():

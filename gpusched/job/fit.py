@@ -19,8 +19,6 @@ DRAWS = 1000
 LEVEL = 0.95
 SIGMA_MIN, SIGMA_MAX = 0.05, 4.0
 LEAST_S = 1e-5
-WAITING = 0.5
-"""Requests that wait per instance, time average, from which on it counts as never idle."""
 Z95, Z99 = 1.6448536269514722, 2.3263478740408408
 """Standard normal quantiles."""
 
@@ -54,20 +52,6 @@ def bootstrap(
         Estimate(value=float(v), low=float(a), high=float(b), n=len(stretches))
         for v, a, b in zip(values, low, high, strict=True)
     ]
-
-
-def working(stretches: Sequence[Stretch], instances: int) -> list[Stretch]:
-    """Return the stretches in which a request was waiting more often than not, so that no instance was idle.
-
-    Only these tell how long an instance is busy: a lone request also waits for what Triton does for the next one while
-    a batch executes. That part delays its client and holds no instance.
-    """
-    return [s for s in stretches if s.stats.queue_s >= WAITING * instances * s.span_s]
-
-
-def sizes(stretches: Sequence[Stretch]) -> set[int]:
-    """Return the batch sizes that were executed."""
-    return {b for s in stretches for b, n in s.stats.executions.items() if n}
 
 
 def affine(stretches: Sequence[Stretch]) -> NDArray[np.float64]:

@@ -26,27 +26,22 @@ ALPHA, BETA, GAP = 0.004, 0.0035, 0.0004
 CLIENT, MEDIAN, SIGMA = 0.0012, 0.0003, 1.1
 
 
-def stretch(
-    users: int, rng: np.random.Generator, noise: float = 0.02, gpu_busy: float = np.nan, alone_s: float = 0.0
-) -> Stretch:
-    """Return five seconds of an instance that always works, batches of about as many as there are users.
-
-    `alone_s` is what a batch takes longer where nobody waits.
-    """
+def stretch(users: int, rng: np.random.Generator, noise: float = 0.02, gpu_busy: float = np.nan) -> Stretch:
+    """Return five seconds of an instance that always works, batches of about as many as there are users."""
     executions: dict[int, int] = {}
     held_s: dict[int, float] = {}
     t_s = 0.0
     while t_s < 5.0:
         b = int(np.clip(rng.integers(1, users + 1), 1, 8))
-        one_s = (ALPHA + BETA * b) * (1 + noise * rng.normal()) + (alone_s if users == 1 else 0.0)
+        one_s = (ALPHA + BETA * b) * (1 + noise * rng.normal())
         executions[b] = executions.get(b, 0) + 1
         held_s[b] = held_s.get(b, 0.0) + one_s
         t_s += one_s + GAP
     served = sum(b * n for b, n in executions.items())
     tail_s_N = MEDIAN * np.exp(SIGMA * rng.normal(size=served))
     return Stretch(
-        users=users, span_s=t_s, latency_s_N=ALPHA + BETA + alone_s + GAP + CLIENT + tail_s_N, failed=0,
-        stats=Stats(executions=executions, held_s=held_s, served=served, queue_s=0.9 * t_s * (users - 1)), cpu_s=4.5, memory_bytes=1.7e8,
+        users=users, span_s=t_s, latency_s_N=ALPHA + BETA + GAP + CLIENT + tail_s_N, failed=0,
+        stats=Stats(executions=executions, held_s=held_s, served=served, queue_s=0.0), cpu_s=4.5, memory_bytes=1.7e8,
         gpu_busy=gpu_busy,
     )  # fmt: skip
 
@@ -75,33 +70,6 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(monkeypatch: pytest
 def test_the_time_between_batches_is_found() -> None:
     full = [s for s in measured() if s.users == 16]
     assert fit.between_s(full, 1) == pytest.approx(GAP, rel=1e-6)
-
-
-def test_what_only_a_lone_request_waits_for_is_the_client_s(tmp_path: Path) -> None:
-    """Triton prepares the next request while one executes: busy instances do not pay for it, and lone users do."""
-    alone_s = 0.2 * (ALPHA + BETA)
-    seen = Measured(stretches=measured(alone_s=alone_s), starts_s=[1.0, 1.2], server="a machine")
-    _, built = make("job=calibrate")
-    found = constants(built, seen, "today")
-    one_s = found["host_alpha_s"].value + found["host_beta_s"].value
-    assert one_s == pytest.approx(ALPHA + GAP + BETA, rel=0.02)
-    lone_s = sum(found[name].value for name in ("client_s", "client_tail_median_s"))
-    assert lone_s == pytest.approx(CLIENT + MEDIAN + alone_s, rel=0.1)
-
-
-def test_an_instance_is_busy_where_requests_wait() -> None:
-    assert {s.users for s in fit.working(measured(), 1)} == {2, 4, 8, 16}
-    assert {s.users for s in fit.working(measured(), 2)} == {4, 8, 16}, "each of two has half of them"
-    assert fit.sizes([stretch(2, np.random.default_rng(0))]) == {1, 2}
-
-
-def test_without_waiting_requests_all_batches_count() -> None:
-    """A client that is slower than the instance never fills it: then Triton's own times are all there is."""
-    none_waits = [replace(s, stats=replace(s.stats, queue_s=0.0)) for s in measured()]
-    _, built = make("job=calibrate")
-    found = constants(built, Measured(stretches=none_waits, starts_s=[1.0, 1.2], server="a machine"), "today")
-    assert found["host_alpha_s"].value == pytest.approx(ALPHA + GAP, rel=0.03)
-    assert "n = 30" in found["host_alpha_s"].source
 
 
 def test_a_lone_users_quantiles_are_reproduced() -> None:
@@ -182,7 +150,7 @@ def test_it_says_value_interval_unit_source_and_date(tmp_path: Path) -> None:
     assert host.status == "measured"
     assert host.value == pytest.approx(ALPHA + GAP, rel=0.03)
     assert "95 % interval 0.00" in host.source
-    assert "n = 24" in host.source, "without the lone user's six"
+    assert "n = 30" in host.source
     assert "today" in host.source
     assert made.max_batch.source.startswith("not measured but set")
     assert "a machine" in (tmp_path / "service" / "mine.yaml").read_text()
