@@ -108,6 +108,8 @@ def _print(report: Report) -> None:
     for text in (report.no_comparison, *(f"{kind}{v.load}: {v.summary}" for v in report.verdicts)):
         if text:
             console.print(text, highlight=False, markup=False)
+    if report.fidelity:
+        console.print(report.fidelity, highlight=False, markup=False)
     for caveat in report.caveats:
         console.print(f"Note: {caveat}", highlight=False, markup=False)
     console.print(f"Report: {report.folder / 'index.html'}", highlight=False, soft_wrap=True)

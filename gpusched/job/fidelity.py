@@ -2,6 +2,9 @@
 
 The profile must come from another run (`job=calibrate`); the random streams are others too. A case is a number of
 users, replicas over time, and the largest batch. Real intervals are bootstraps over ticks, simulated ones over episodes.
+
+The result is a run of its own in the store, tagged with the hash of the very service profile: the report of a study on
+that profile shows it (gpusched/report/fidelity.py).
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,19 +30,34 @@ from gpusched.core.seeds import child, stream
 from gpusched.core.service import Service
 from gpusched.core.trial import TrialSpec
 from gpusched.job import measure
-from gpusched.job.agreement import MEASURES, Block, Case, Row, blocks, compare, markdown, measured, merged
-from gpusched.job.calibrate import machine
-from gpusched.job.setup import Chore, Result, Setup
-from gpusched.tracking.provenance import provenance
+from gpusched.job.agreement import (
+    GOAL,
+    MEASURES,
+    Block,
+    Case,
+    Row,
+    blocks,
+    compare,
+    markdown,
+    measured,
+    merged,
+)
+from gpusched.job.calibrate import emulated, machine
+from gpusched.job.record import artifacts, params, run_tags
+from gpusched.job.setup import Job, Result, Setup
+from gpusched.tracking.store import Store
 
 log = logging.getLogger(__name__)
 
 PURPOSE = "validate"
 """Random streams that no trial and no calibration draws from."""
 SEARCH_EPISODES = 4
+OTHERS = ("policy", "load", "reward", "action", "fault", "fingerprint", "hypotheses", "hypotheses_hash")
+"""Labels of a trial that mean nothing here: the load is the case's own, and nobody decides."""
+JSON, MARKDOWN = "fidelity.json", "fidelity.md"
 
 
-class FidelityJob(Chore):
+class FidelityJob(Job):
     """Compares; takes (warmup_s + duration_s + about 10 s) per case."""
 
     @dataclass(kw_only=True)
@@ -80,30 +100,34 @@ class FidelityJob(Chore):
 
     config: Config
 
-    def do(self, setup: Setup) -> Result:
-        assumed = [
-            n
-            for n in ("host_alpha_s", "host_beta_s", "client_s")
-            if getattr(setup.service, n).status != "measured"
-        ]
-        if assumed:
-            raise InputError(
-                f"service = {setup.names['service']!r}: {', '.join(assumed)} not measured, so nothing can be compared. "
-                "Make a profile with job=calibrate and choose it with service=NAME."
-            )
+    def run(self, setup: Setup, store: Store, parent: str | None) -> Result:
+        check_measured(setup)
+        # Begun before half an hour of measuring, so that a store that cannot be written is noticed now.
+        with store.start(
+            "fidelity", study=setup.study, name=f"simulator against {setup.names['cluster']}, {setup.service.name}",
+            params=params(setup), tags=tags(setup), parent=parent,
+        ) as run:  # fmt: skip
+            artifacts(run, setup)
+            folder = self.write(setup, *self.compared(setup))
+            for path in (folder / JSON, folder / MARKDOWN):
+                run.file(path)
+            values = worst(json.loads((folder / JSON).read_text())["rows"])
+            run.metrics(0, values)
+        return Result(status="finished", names=setup.names, seed=setup.seed, values=values, run_id=run.id)
+
+    def compared(self, setup: Setup) -> tuple[list[Row], list[dict[str, Any]]]:
+        """Return every measure of every case, and per case its numbers and how the machine was."""
         seed = stream(f"{setup.study}/fidelity", setup.load_name, setup.seed, PURPOSE)
         rows: list[Row] = []
         notes: list[dict[str, Any]] = []
         cases = self.cases(setup)
         for k, case in enumerate(cases):
             log.info("case %d of %d: %s, %d users", k + 1, len(cases), case.name, case.users)
-            real, note = lived(
-                self.real(setup, case), self.plan(case), child(seed, 2 * k), case, observed=True
-            )
+            real, note = lived(self.real(setup, case), self.plan(case), child(seed, 2 * k), case)
             simulated = self.simulated(setup, case, self.config.episodes, child(seed, 2 * k + 1))
             rows += compare(case, real, simulated)
             notes.append({**asdict(case), **note})
-        return self.write(setup, rows, notes)
+        return rows, notes
 
     # --- cases ---
 
@@ -189,27 +213,49 @@ class FidelityJob(Chore):
         finally:
             cluster.close()
 
-    def write(self, setup: Setup, rows: list[Row], notes: list[dict[str, Any]]) -> Result:
-        """Write fidelity.json and fidelity.md and print the latter."""
+    def write(self, setup: Setup, rows: list[Row], notes: list[dict[str, Any]]) -> Path:
+        """Write fidelity.json and fidelity.md, print the latter and return their folder."""
         folder = Path(self.config.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        came = {
-            **provenance(),
-            "machine": machine(),
-            "service": setup.service.name,
-            "cluster": setup.names["cluster"],
-        }
-        told = {"came_from": came, "cases": notes, "rows": [asdict(row) for row in rows]}
-        (folder / "fidelity.json").write_text(json.dumps(told, indent=1))
+        told = {
+            "came_from": tags(setup), "goal": GOAL, "cores": os.cpu_count(), "cases": notes,
+            "rows": [asdict(row) for row in rows],
+        }  # fmt: skip
         page = markdown(rows, notes)
-        (folder / "fidelity.md").write_text(page)
+        for name, text in ((JSON, json.dumps(told, indent=1)), (MARKDOWN, page)):
+            (folder / f".{name}").write_text(text)
+            os.replace(folder / f".{name}", folder / name)
         print(page)
-        worst = {
-            name: max((abs(r.error) for r in rows if r.measure == name), default=math.nan)
-            for name in MEASURES
-        }
-        values = {f"worst_error/{name}": error for name, error in worst.items() if math.isfinite(error)}
-        return Result(status="finished", names=setup.names, seed=setup.seed, values=values)
+        return folder
+
+
+def check_measured(setup: Setup) -> None:
+    """Raise InputError where the profile's times are not measured: they would be compared with nothing."""
+    assumed = [
+        n
+        for n in ("host_alpha_s", "host_beta_s", "client_s")
+        if getattr(setup.service, n).status != "measured"
+    ]
+    if assumed:
+        raise InputError(
+            f"service = {setup.names['service']!r}: {', '.join(assumed)} not measured, so nothing can be compared. "
+            "Make a profile with job=calibrate and choose it with service=NAME."
+        )
+
+
+def tags(setup: Setup) -> dict[str, str]:
+    """Return what a comparison is of: the profile and its hash, the real cluster, the machine, the commit."""
+    label = {key: value for key, value in run_tags(setup).items() if key not in OTHERS}
+    return {**label, "machine": machine(), "emulated": str(emulated(setup)).lower()}
+
+
+def worst(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the largest error of each measure over all cases, without those that have none."""
+    found: dict[str, float] = {}
+    for name in MEASURES:
+        errors = [abs(row["error"]) for row in rows if row["measure"] == name and math.isfinite(row["error"])]
+        found |= {f"worst_error/{name}": max(errors)} if errors else {}
+    return found
 
 
 def with_batch(service: Service, max_batch: int) -> Service:
@@ -230,7 +276,7 @@ def capacity_rps(service: Service, replicas: int) -> float:
 
 
 def lived(
-    cluster: Cluster, plan: LoadPlan, seed: np.random.SeedSequence, case: Case, observed: bool
+    cluster: Cluster, plan: LoadPlan, seed: np.random.SeedSequence, case: Case
 ) -> tuple[list[Block], dict[str, Any]]:
     """Live through a case on a real cluster; return its ticks as blocks, and how the machine was."""
     try:

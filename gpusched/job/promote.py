@@ -68,7 +68,7 @@ class PromoteJob(Job):
 
     def _renew(self, setup: Setup, policy: PPO, in_service: Network, run: Run) -> dict[str, float]:
         loads = {"trained on": setup.train_load, "meets now": setup.load}
-        before = {what: self._lived(setup, policy, in_service, load) for what, load in loads.items()}
+        before = {what: self._lived(setup, policy, in_service, what, load) for what, load in loads.items()}
         found = _drift(policy, before["trained on"], before["meets now"])
         for one in found:
             log.info("drift: %s moved by %+.1f standard deviations (Holm p %.2g)", one.feature, one.d, one.p)
@@ -99,12 +99,16 @@ class PromoteJob(Job):
         }
         return _kept(run, values)
 
-    def _lived(self, setup: Setup, policy: PPO, network: Network, load: Load) -> Lived:
-        """Let a policy live through the promotion's own episodes of a load; the same ones whoever lives through them."""
+    def _lived(self, setup: Setup, policy: PPO, network: Network, what: str, load: Load) -> Lived:
+        """Let a policy live through the promotion's own episodes of a load; the same ones whoever lives through them.
+
+        Streams are named after what the load is to the policy, not after its class: the test for drift takes the two
+        samples as independent, also where both are the same option.
+        """
         from gpusched.rl.renew import live_through
         from gpusched.rl.venv import ClusterEnv, Episodes
 
-        source = stream(setup.study, type(load).__name__, setup.seed, "promote")
+        source = stream(setup.study, what, setup.seed, "promote")
         with closing(setup.simulator(self.config.episodes)) as cluster:
             episodes = Episodes(load, cluster.trial.end_s, source)
             return live_through(ClusterEnv(cluster, policy, setup.reward, episodes), network, episodes)
@@ -114,7 +118,7 @@ class PromoteJob(Job):
     ) -> Exam:
         from gpusched.rl.renew import examine
 
-        after = self._lived(setup, policy, candidate, load)
+        after = self._lived(setup, policy, candidate, what, load)
         return examine(
             f"the load it {what.replace('trained', 'was trained')}", before, after, self.config.margin
         )

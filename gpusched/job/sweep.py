@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Sweep:
         self._run.enter_context(run)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / PARENT).write_text(run.id)
+        if self.jobs:
+            self._bar.enter_context(composed_once())
         self._show = self._bar.enter_context(bar("sweep", len(self.jobs)))
 
     def job_done(self) -> None:
@@ -95,8 +97,6 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             SweepCallback.current = sweep = Sweep(config)
-            if sweep.jobs:
-                _compose_once()
             sweep.begin(config)
         except Exception as error:
             SweepCallback.current = None
@@ -143,9 +143,17 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*choices.values())]
 
 
-def _compose_once() -> None:
-    """Spare Hydra's own composing of every job, a tenth of a second each: they were all checked just now."""
+@contextmanager
+def composed_once() -> Iterator[None]:
+    """Spare Hydra's own composing of every job, a tenth of a second each: they were all checked just now.
+
+    Hydra has no switch for it and makes the sweeper itself, so its class is changed, until the sweep ends.
+    """
     BasicSweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del BasicSweeper.validate_batch_is_legal  # it is inherited: the base's own is seen again
 
 
 def unlike(jobs: Sequence[list[str]]) -> list[list[str]]:

@@ -11,6 +11,7 @@ from gpusched.report import contents, verdict
 from gpusched.report.caveats import caveats, without_marked
 from gpusched.report.compare import Comparison, compare, shared_loads
 from gpusched.report.dataset import Source, Study, load, newest_of, newest_study
+from gpusched.report.fidelity import Fidelity, fidelity
 from gpusched.report.hypotheses import Registered, judge
 from gpusched.report.tables import Table
 from gpusched.report.verdict import LoadVerdict
@@ -60,6 +61,7 @@ class Analysis:
     notes: list[str]
     caveats: list[str]
     tables: dict[str, Table]
+    fidelity: Fidelity
 
 
 def analyse(source: Source, choice: Choice) -> Analysis:
@@ -75,6 +77,7 @@ def analyse(source: Source, choice: Choice) -> Analysis:
     reason = _no_comparison(study, baseline, candidate)
     compared = None if reason else compare(study, baseline, candidate)
     policies = _ordered(study, baseline, candidate)
+    known = fidelity(study, source)
     return Analysis(
         study=study,
         policies=policies,
@@ -83,10 +86,14 @@ def analyse(source: Source, choice: Choice) -> Analysis:
         registered=registered,
         verdicts=verdict.verdicts(compared) if compared else [],
         notes=verdict.notes(compared) if compared else [],
-        caveats=caveats(study) + _other_pair(registered, compared, margin) + without_marked(study, compared),
+        caveats=caveats(study)
+        + _other_pair(registered, compared, margin)
+        + without_marked(study, compared)
+        + known.caveats,
         tables=contents.tables(
-            study, compared, policies, registered, margin=margin, all_pairs=choice.all_pairs
+            study, compared, policies, registered, known.evidence, margin=margin, all_pairs=choice.all_pairs
         ),
+        fidelity=known,
     )
 
 

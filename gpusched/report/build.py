@@ -33,13 +33,13 @@ NO_LATEX = ("kpis", "runs", "excluded")
 """Tables too long for print."""
 LAST = ("kpis", "trainings", "runs", "excluded")
 TAGS = ("policy", "load", "seed", "episode", "git_commit", "git_dirty", "config_hash", "lock_hash", "gpusched_version",
-        "trial_key", "service_hash", "hypotheses_hash")  # fmt: skip
+        "trial_key", "service_hash", "hypotheses_hash", "machine", "emulated")  # fmt: skip
 """What provenance.json tells of each run, where the run has it."""
 
 
 @dataclass(kw_only=True)
 class Report:
-    """A written report: its folder, what it says, and the runs it rests on."""
+    """A written report: its folder, what it says, and the runs it rests on; `fidelity` is what is known of the simulator."""
 
     folder: Path
     study: Study
@@ -49,6 +49,7 @@ class Report:
     tables: dict[str, Table]
     caveats: list[str]
     no_comparison: str
+    fidelity: str
 
     @property
     def digest(self) -> str:
@@ -83,6 +84,7 @@ def build(
         tables=analysis.tables,
         caveats=analysis.caveats,
         no_comparison=analysis.no_comparison,
+        fidelity=analysis.fidelity.sentence,
     )
     with _whole(report.folder) as place:
         _write(analysis, source, place, dict(provenance_tags or {}))
@@ -179,7 +181,8 @@ def _lines(value: Any, depth: int) -> str:
 def _provenance(analysis: Analysis, drawings: Drawings, tags: dict[str, str]) -> dict[str, Any]:
     """Return every number with its runs, and what each run came from. Raises ValueError for a run nobody read."""
     study = analysis.study
-    tags_of = {t.id: t.tags for t in study.trials} | {r.id: r.tags for r in study.learnt}
+    compared = [one.record for one in analysis.fidelity.evidence]
+    tags_of = {t.id: t.tags for t in study.trials} | {r.id: r.tags for r in [*study.learnt, *compared]}
     runs = {run: {key: own[key] for key in TAGS if key in own} for run, own in tags_of.items()}
     runs |= {e.id: {"status": e.status, "excluded": e.why} for e in study.excluded if e.id not in runs}
     tables, figures = list(analysis.tables.values()), drawings.all

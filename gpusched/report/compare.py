@@ -73,8 +73,7 @@ class Row:
         """One of better, worse, higher, lower, undecided, equal (in every pair) and untested."""
         mean = self.paired.difference.mean
         if math.isnan(self.paired.p):
-            same = self.pairs >= 2 and self.paired.difference.sd == 0.0 and mean == 0.0
-            return "equal" if same else "untested"
+            return "equal" if self.paired.equal else "untested"
         if not self.holm_p < ALPHA:
             return "undecided"
         if self.measure.better == 0:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from gpusched.core.kpi import KPIS
 from gpusched.report import evidence, statistics
 from gpusched.report.compare import ALPHA, Comparison, Row
 from gpusched.report.dataset import Record, Study, Trial, Unit
+from gpusched.report.fidelity import Evidence, fidelity_table
+from gpusched.report.goals import goals, goals_table
 from gpusched.report.hypotheses import Registered
 from gpusched.report.ledger import ledger
 from gpusched.report.measures import REWARD, TESTED, Measure, difference_unit, measure, number, p_text
-from gpusched.report.rivals import rivals_table
+from gpusched.report.rivals import duels, rivals_table
 from gpusched.report.robustness import faults_table, shift_table
 from gpusched.report.statistics import Estimate
 from gpusched.report.tables import Cell, Table, figures, words
@@ -28,23 +31,31 @@ def tables(
     comparison: Comparison | None,
     policies: list[str],
     registered: Registered | None = None,
+    evidenced: Sequence[Evidence] = (),
     *,
     margin: float = MARGIN,
     all_pairs: bool = False,
 ) -> dict[str, Table]:
     """Return every table that has rows, by name, in the order to be read.
 
-    `margin` is the exploratory TOST's, as a share of the baseline's mean; `all_pairs` compares every two policies.
+    `evidenced` are the comparisons of the simulator with a real cluster; `margin` is the exploratory TOST's, as a share of the baseline's mean; `all_pairs` compares every two policies.
     """
     made = [evidence.hypotheses_table(registered)] if registered and registered.results else []
     c = comparison if comparison and comparison.rows else None
     if c:
-        made += [comparison_table(c, bool(made)), rivals_table(study, c.candidate, margin), tests(c)]
+        found = duels(study, c.candidate, margin)
+        made += [
+            comparison_table(c, bool(made)),
+            rivals_table(found, c.candidate, margin),
+            goals_table(goals(c, found)),
+        ]
+        made.append(tests(c))
         made.append(evidence.equivalence_table(study, c, margin))
     made.append(means(study, policies))
     if c:
         made += [evidence.aggregate_table(study, c.baseline, policies), evidence.assumptions_table(study, c)]
     made += [evidence.variance_table(study, policies, c), faults_table(study), shift_table(study)]
+    made.append(fidelity_table(evidenced))
     if all_pairs:
         made.append(evidence.pairs_table(study, policies))
     made += [all_kpis(study, policies), ledger(study), trainings(study), runs(study), excluded(study)]

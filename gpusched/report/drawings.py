@@ -10,6 +10,7 @@ from gpusched.report import curves, distribution, figures, style
 from gpusched.report.analysis import Analysis
 from gpusched.report.aside import Task, aside
 from gpusched.report.dataset import Source, Study
+from gpusched.report.deviations import deviation_figure
 from gpusched.report.forest import forest_figure
 from gpusched.report.pricemap import breakeven_figure
 from gpusched.report.profiles import profile_figure
@@ -31,6 +32,7 @@ class Drawings:
     time: list[Drawing] = field(default_factory=list)
     forest: Drawing | None = None
     profiles: Drawing | None = None
+    fidelity: Drawing | None = None
     qq: Drawing | None = None
     convergence: Drawing | None = None
 
@@ -38,7 +40,7 @@ class Drawings:
     def all(self) -> list[Drawing]:
         """Every figure there is, in the order of the page."""
         places = (self.pareto, self.breakeven, *self.kpi, *self.latency, *self.time, self.forest, self.profiles,
-                  self.qq, self.convergence)  # fmt: skip
+                  self.qq, self.fidelity, self.convergence)  # fmt: skip
         return [drawing for drawing in places if drawing]
 
 
@@ -50,6 +52,8 @@ def draw(analysis: Analysis, source: Source) -> tuple[Drawings, list[str]]:
         "breakeven": (_styled, (breakeven_figure, study, policies)),
         "kpi": (_styled, (figures.kpi_figures, study, policies)),
     }
+    if analysis.fidelity.evidence:
+        tasks["fidelity"] = (_styled, (deviation_figure, analysis.fidelity.evidence))
     if compared:
         tasks["profiles"] = (_styled, (profile_figure, study, policies, compared.baseline))
         tasks["forest"] = (_styled, (forest_figure, compared, study.assumed))

@@ -30,6 +30,7 @@ class Bounded:
     p_above           of "the difference is at most -margin": small where the candidate is above the lower margin
     p_below           of "the difference is at least margin": small where it is below the upper margin
     spread            standard deviation of the differences in the unit of `margin`
+    equal             both are the same in every pair, of which there are at least two, so that no test can say more
     """
 
     n: int
@@ -42,6 +43,7 @@ class Bounded:
     p_below: float
     spread: float
     note: str = ""
+    equal: bool = False
 
     @property
     def p(self) -> float:
@@ -71,8 +73,9 @@ def bounded(
     value = float(d_S.mean()) / unit if unit else math.nan
     sd = float(d_S.std(ddof=1))
     if not sd > FLAT * float(max(np.abs(a_S).max(), np.abs(b_S).max())):
-        same = "equal in every pair" if value == 0.0 or not d_S.any() else "the same difference in every pair"
-        return _none(n, margin, relative, value, f"{same}: no test")
+        equal = value == 0.0 or not d_S.any()
+        same = "equal in every pair" if equal else "the same difference in every pair"
+        return _none(n, margin, relative, value, f"{same}: no test", equal)
     ends = _fieller(a_S, b_S, alpha) if relative else _plain(d_S, alpha)
     if ends is None:
         why = "the baseline’s mean cannot be told from 0, so no share of it is tested"
@@ -162,7 +165,7 @@ def _mean(d_S: Array) -> float:
     return float(d_S.mean()) if len(d_S) else math.nan
 
 
-def _none(n: int, margin: float, relative: bool, value: float, note: str) -> Bounded:
+def _none(n: int, margin: float, relative: bool, value: float, note: str, equal: bool = False) -> Bounded:
     gap = math.nan
     return Bounded(n=n, margin=margin, relative=relative, value=value, low=gap, high=gap, p_above=gap, p_below=gap,
-                   spread=gap, note=note)  # fmt: skip
+                   spread=gap, note=note, equal=equal)  # fmt: skip

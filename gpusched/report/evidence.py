@@ -180,21 +180,6 @@ def _same(row: Row, b: Bounded, holm_p: float, alpha: float) -> list[Cell]:
     ]  # fmt: skip
 
 
-def _too_few(found: Sequence[Bounded], margin: float, alpha: float, baseline: str) -> list[str]:
-    """Say how little the differences must vary for so few pairs to show the margin at all."""
-    tested = [b for b in found if math.isfinite(b.p)]
-    if not tested:
-        return []
-    n = min(b.n for b in tested)
-    most = margin / equivalence.least_margin(n, alpha, both=True)
-    steady = sum(b.spread <= most for b in tested)
-    return [
-        f"N = {n} can show this margin with 80 % power only where the differences’ standard deviation is at most "
-        f"{number(100 * most, 100 * most)} % of {baseline}’s mean: in {steady} of {len(tested)} rows here. In the others it "
-        "cannot decide, even if the policies were the same."
-    ]
-
-
 def _together(a: Aggregate) -> list[Cell]:
     note = f"no score under {', '.join(a.left_out)}: the baseline’s mean is 0 there" if a.left_out else ""
     return [

@@ -34,6 +34,7 @@ class Judged:
     margin            in the same unit; NaN for a superior claim
     spread            standard deviation of the differences in the same unit
     decision          one of DECISIONS
+    equal             both policies are the same in every pair, so that no test can say more
     """
 
     load: str
@@ -53,6 +54,7 @@ class Judged:
     decision: str = "untested"
     text: str = ""
     note: str = ""
+    equal: bool = False
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -128,7 +130,7 @@ def _tested(study: Study, h: Hypotheses, claim: Claim, load: str) -> Judged:
     p = b.p if claim.claim == SAME else b.not_worse(m.better)
     return Judged(load=load, kind=claim.claim, measure=m, claim=_words(h, claim, m, b), pairs=b.n, value=b.value,
                   low=b.low, high=b.high, relative=relative, margin=margin, spread=b.spread, p=p, runs=runs,
-                  note=b.note)  # fmt: skip
+                  note=b.note, equal=b.equal)  # fmt: skip
 
 
 def _superior(h: Hypotheses, load: str, m: Measure, pairs: Pairs, runs: tuple[str, ...]) -> Judged:
@@ -136,7 +138,7 @@ def _superior(h: Hypotheses, load: str, m: Measure, pairs: Pairs, runs: tuple[st
     d = q.difference
     return Judged(load=load, kind=SUPERIOR, measure=m, claim=f"{m.label}: {h.candidate} is better than {h.baseline}",
                   pairs=d.n, value=d.mean, low=d.low, high=d.high, relative=False, margin=math.nan, spread=d.sd,
-                  p=q.p, runs=runs, note=q.note)  # fmt: skip
+                  p=q.p, runs=runs, note=q.note, equal=q.equal)  # fmt: skip
 
 
 def _words(h: Hypotheses, claim: Claim, m: Measure, b: Bounded) -> str:
@@ -167,7 +169,7 @@ def _decided(j: Judged, h: Hypotheses, family: int) -> Judged:
 
 def _decision(j: Judged, alpha: float) -> str:
     if math.isnan(j.p):
-        return "equal" if j.pairs >= 2 and j.value == 0.0 and j.note.startswith("equal") else "untested"
+        return "equal" if j.equal else "untested"
     good = j.value * j.measure.better
     if j.kind == SUPERIOR:
         return "open" if not j.holm_p < alpha else "supported" if good > 0 else "contradicted"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpusched.report import verdict
+from gpusched.report import goals, verdict
 from gpusched.report.analysis import Analysis
 from gpusched.report.compare import Row
 from gpusched.report.dataset import Study
@@ -15,7 +15,18 @@ from gpusched.report.measures import REWARD, TESTED, Measure, number, p_text
 from gpusched.report.statistics import Estimate
 from gpusched.report.tables import Table, to_markdown
 
-PLACED = ("hypotheses", "comparison", "tests", "breakeven", "means", "trainings", "runs", "excluded", "kpis")
+PLACED = (
+    "hypotheses",
+    "comparison",
+    "tests",
+    "breakeven",
+    "means",
+    "trainings",
+    "fidelity",
+    "runs",
+    "excluded",
+    "kpis",
+)
 """Tables the page shows at a place of their own; the others follow the tests in their order."""
 LINE = 40
 """Columns with more characters than this are broken into lines."""
@@ -70,12 +81,14 @@ def _context(analysis: Analysis, drawings: Drawings) -> Mapping[str, Any]:
         "order": verdict.ORDER,
         "no_comparison": analysis.no_comparison,
         "caveats": analysis.caveats,
+        "fidelity": analysis.fidelity.sentence,
         "notes": analysis.notes,
         "drawn": drawings,
         "tables": tables,
         "further": [t for t in tables.values() if t.name not in PLACED],
         "matrix": _matrix(analysis),
         "rivals": rivals(analysis),
+        "missed": goals.missed(tables["goals"]) if "goals" in tables else [],
         "matrix_runs": tables["comparison"].runs if "comparison" in tables else [],
         "assumed": study.assumed,
         "markdown": to_markdown,

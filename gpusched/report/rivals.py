@@ -21,16 +21,6 @@ from gpusched.report.tables import Cell, Table, figures, words
 
 QOS_MARGIN = 0.01
 """One request in a hundred."""
-OUTCOMES = {
-    frozenset({"better"}): "better in both",
-    frozenset({"better", "no worse"}): "better in one, no worse in the other",
-    frozenset({"no worse"}): "no worse in both",
-    frozenset({"better", "worse"}): "a trade-off",
-    frozenset({"worse"}): "worse in both",
-    frozenset({"worse", "no worse"}): "worse in one, no better in the other",
-}
-KINDS = {"better in both": "better", "better in one, no worse in the other": "better", "no worse in both": "equal",
-         "worse in both": "worse", "worse in one, no better in the other": "worse"}  # fmt: skip
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -86,9 +76,28 @@ class Duel:
     runs: tuple[str, ...]
 
     @property
+    def decisions(self) -> tuple[str, str]:
+        """What is decided of cost and of violations."""
+        return self.cost.decision, self.qos.decision
+
+    @property
     def outcome(self) -> str:
-        """What cost and violations together say."""
-        return OUTCOMES.get(frozenset({self.cost.decision, self.qos.decision}), "open")
+        """What cost and violations together say, both named where they differ: one that is open hides no other."""
+        cost, qos = self.decisions
+        if cost == qos:
+            return f"{cost} in both"
+        trade = "a trade-off: " if {cost, qos} == {"better", "worse"} else ""
+        return f"{trade}{cost} in cost, {qos} in violations"
+
+    @property
+    def kind(self) -> str:
+        """One of better, worse, equal (no worse in both) and undecided: trade-offs, and where an axis is open."""
+        found = set(self.decisions)
+        if found == {"no worse"}:
+            return "equal"
+        if found in ({"better"}, {"better", "no worse"}):
+            return "better"
+        return "worse" if found in ({"worse"}, {"worse", "no worse"}) else "undecided"
 
 
 def duels(study: Study, candidate: str, margin: float) -> list[Duel]:
@@ -112,9 +121,8 @@ def duels(study: Study, candidate: str, margin: float) -> list[Duel]:
     ]
 
 
-def rivals_table(study: Study, candidate: str, margin: float) -> Table:
+def rivals_table(found: Sequence[Duel], candidate: str, margin: float) -> Table:
     """Return every duel; no rows where there is only one rival, whom the comparison already tells of."""
-    found = duels(study, candidate, margin)
     if len({duel.rival for duel in found}) < 2:
         found = []
     columns = [("load", "Load"), ("rival", "Against"), ("pairs", "Pairs"), ("cost", "Cost [90 %]"),
@@ -165,7 +173,7 @@ def _row(duel: Duel) -> list[Cell]:
         *_cells(duel.cost, None, duel.runs),
         *_cells(duel.qos, duel.qos.measure, duel.runs),
         figures(share, {"": duel.reward_share, "difference": duel.reward.difference.mean}, duel.runs),
-        words(duel.outcome, KINDS.get(duel.outcome, "undecided"), runs=duel.runs),
+        words(duel.outcome, duel.kind, runs=duel.runs),
     ]
 
 

@@ -54,6 +54,12 @@ class Paired:
     g_av: float = math.nan
     note: str = ""
 
+    @property
+    def equal(self) -> bool:
+        """True where both are the same in every pair, of which there are at least two: no test can say more."""
+        d = self.difference
+        return d.n >= 2 and d.sd == 0.0 and d.mean == 0.0
+
 
 def interval(values_S: Values) -> Estimate:
     """Return mean ± t(0.975, n-1)·s/√n of the finite values.

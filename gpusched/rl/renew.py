@@ -52,7 +52,7 @@ class Exam:
     @property
     def passed(self) -> bool:
         """True where the candidate is not worse by the margin; policies that act alike in every episode pass."""
-        return self.bounds.not_worse(+1) < ALPHA or self.bounds.note.startswith("equal")
+        return self.bounds.not_worse(+1) < ALPHA or self.bounds.equal
 
     @property
     def text(self) -> str:

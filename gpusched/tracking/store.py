@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment
     from mlflow.entities import Run as MlflowRun
 
-KINDS = ("trial", "training", "tuning", "sweep", "analysis")
+KINDS = ("trial", "training", "tuning", "sweep", "fidelity", "analysis")
 WAIT_S = 20.0
 """How long a locked database is waited for; MLflow's own writes wait as long."""
 PAGE = 5000

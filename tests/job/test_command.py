@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from jobs import CONF, ROOT, SHORT
 
@@ -157,6 +158,7 @@ def test_a_failing_job_does_not_lose_the_others(command, capfd: pytest.CaptureFi
     assert command(*sweep, "resume=true") == 1
     states = [Result.read(path).status for path in Path().glob("outputs/sweeps/*/*/*/status.json")]
     assert sorted(states) == ["failed"] * 2 + ["finished"] * 2 + ["skipped"] * 2
+    assert "validate_batch_is_legal" not in vars(BasicSweeper), "Hydra is as it was before the sweep"
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 from jobs import make
 
 from gpusched.core.errors import InputError, StoreError
+from gpusched.core.seeds import stream
 from gpusched.job import promote, train
 from gpusched.policy.network import Network
 from gpusched.policy.ppo import CARD, PPO, PROGRAM
@@ -97,6 +98,21 @@ def test_another_load_is_drift(store: Store, served: Path) -> None:
     values, tags = renew(store, served, "load=high", "job.margin=100", "load@policy.train_load=low")
     assert values["drift_features"] > 0
     assert "population" in tags["drift"]
+
+
+def test_the_two_loads_have_episodes_of_their_own_and_both_policies_the_same(
+    store: Store, served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two options of one class, here even the same option, must not share them: drift is tested on independent samples."""
+    drawn = []
+
+    def heard(study: str, name: str, seed: int, purpose: str) -> np.random.SeedSequence:
+        drawn.append((name, purpose))
+        return stream(study, name, seed, purpose)
+
+    monkeypatch.setattr(promote, "stream", heard)
+    renew(store, served, "load=low", "load@policy.train_load=low", "job.margin=100")
+    assert sorted(drawn) == [("meets now", "promote")] * 2 + [("trained on", "promote")] * 2
 
 
 def test_a_folder_that_holds_no_policy_is_told(store: Store, tmp_path: Path) -> None:

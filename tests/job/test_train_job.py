@@ -55,6 +55,7 @@ def store(uri: str) -> Store:
     return Store(uri)
 
 
+@pytest.mark.slow
 def test_the_loads_of_one_seed_share_one_training(store: Store) -> None:
     folders = [
         train.model(make("policy=ppo", "study=share", f"load={load}")[1], store, None)

@@ -33,7 +33,7 @@ def test_a_trial_s_key_changes_with_everything_it_depends_on_and_nothing_else() 
     key = make("policy=ppo", "load=mixed")[1].trial_key
     same = ["resume=true", "tracking.uri=sqlite:///elsewhere.db", "job=train", "hypotheses.margin=0.1",
             "trial.episodes=3"]  # fmt: skip
-    assert {make("policy=ppo", "load=mixed", one)[1].trial_key for one in same} == {key}
+    assert make("policy=ppo", "load=mixed", *same)[1].trial_key == key, "each of them would change it"
     others = ["seed=1", "study=b", "reward=latency", "trial.tick_s=3", "policy.training.epochs=2", "load.hold_share=0.1",
               "service.gpu_cv.value=0.1", "policy.max_change=1", "policy.train_load.users=99", "action=hpa_target"]  # fmt: skip
     keys = {make("policy=ppo", "load=mixed", one)[1].trial_key for one in others}
@@ -65,8 +65,8 @@ def test_the_loads_of_one_seed_share_a_training_and_seeds_do_not() -> None:
 
 def test_a_training_does_not_depend_on_where_or_how_guarded_the_trial_runs() -> None:
     own = make("policy=ppo", "cluster@policy.train_cluster=sim")[1].fingerprint
-    for other in ("cluster=sim", "policy.shadow=true", "policy.cooldown_s=60", "trial.episodes=2"):
-        assert make("policy=ppo", "cluster@policy.train_cluster=sim", other)[1].fingerprint == own
+    others = ("cluster=sim", "policy.shadow=true", "policy.cooldown_s=60", "trial.episodes=2")
+    assert make("policy=ppo", "cluster@policy.train_cluster=sim", *others)[1].fingerprint == own
     assert make("policy=ppo", "cluster@policy.train_cluster=double")[1].fingerprint != own
 
 

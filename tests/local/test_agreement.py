@@ -14,9 +14,12 @@ from local_setup import make
 from gpusched.cluster.sim import SimCluster
 from gpusched.core.errors import InputError
 from gpusched.core.ports import Cluster
-from gpusched.job.agreement import Block, Case, compare
+from gpusched.job.agreement import GOAL, Block, Case, compare
 from gpusched.job.fidelity import FidelityJob, capacity_rps, with_batch
+from gpusched.job.record import run_tags
 from gpusched.job.setup import Setup
+from gpusched.report.fidelity import read
+from gpusched.tracking.store import Store
 
 pytestmark = pytest.mark.slow  # wall time
 
@@ -56,7 +59,7 @@ def run(folder: Path, slower: float, *more: str) -> dict[tuple[str, str], dict[s
     job, built = make(*SMALL, f"job.folder={folder}", *more)
     mine = Simulated(cast(FidelityJob, job).config)
     mine.slower = slower
-    mine.do(built)
+    mine.write(built, *mine.compared(built))
     told = json.loads((folder / "fidelity.json").read_text())
     return {(row["case"], row["measure"]): row for row in told["rows"]}
 
@@ -70,6 +73,31 @@ def test_the_same_system_agrees_within_its_intervals(tmp_path: Path) -> None:
     for (_, name), row in rows.items():
         if name in ("p50_s", "p95_s"):
             assert abs(row["error"]) < 0.05
+
+
+def test_the_report_finds_it_by_its_profile(tmp_path: Path) -> None:
+    small = (
+        "job.scaling=false",
+        "job.batches=[1]",
+        "job.replicas=[1]",
+        "job.duration_s=60",
+        "job.episodes=2",
+    )
+    job, built = make(*SMALL, f"job.folder={tmp_path}", *small)
+    store = Store(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    result = Simulated(cast(FidelityJob, job).config).run(built, store, None)
+    (stored,) = store.find(kind="fidelity")
+    assert stored.id == result.run_id
+    assert stored.tags["service_hash"] == run_tags(built)["service_hash"]
+    assert stored.tags["cluster"].startswith("local") and stored.tags["emulated"] == "false"
+    assert {"machine", "git_commit", "lock_hash"} <= stored.tags.keys()
+    assert not {"policy", "load", "fingerprint"} & stored.tags.keys()
+    assert stored.metrics["worst_error/p50_s"] == pytest.approx(result.values["worst_error/p50_s"])
+    goal, _, (case,) = read(store.download(stored.id, "fidelity.json").read_text())
+    assert goal == GOAL
+    assert case.measures["p50_s"].real > 0
+    assert store.download(stored.id, "fidelity.md").read_text().startswith("| case |")
+    assert {path.name for path in tmp_path.iterdir()} == {"fidelity.json", "fidelity.md", "mlruns"}
 
 
 def test_a_slower_system_is_found_out(tmp_path: Path) -> None:
@@ -97,7 +125,7 @@ def test_levels_are_shares_of_the_capacity(tmp_path: Path) -> None:
 def test_an_assumed_profile_is_refused() -> None:
     job, built = make("job=fidelity", "service=mobilenetv4-rtx3080")
     with pytest.raises(InputError, match="host_alpha_s, host_beta_s, client_s not measured"):
-        cast(FidelityJob, job).do(built)
+        job.run(built, cast(Store, None), None)
 
 
 def block(latency_s: float, n: int = 50) -> Block:

@@ -10,6 +10,8 @@ import pytest
 import yaml
 from local_setup import make
 
+from gpusched.tracking.store import Store
+
 pytestmark = [pytest.mark.local, pytest.mark.slow]
 
 ALPHA, BETA = 0.030, 0.010
@@ -50,7 +52,10 @@ def test_the_simulator_runs_on_it_and_agrees(profile: Path, tmp_path: Path) -> N
         "job.levels=[0.6]", "job.replicas=[1]", "job.batches=[1]", "job.scaling=false", "job.warmup_s=5",
         "job.duration_s=20", "job.episodes=8",
     )  # fmt: skip
-    job.run(built, None, None)  # type: ignore[arg-type]
+    store = Store(f"sqlite:///{tmp_path}/mlflow.db")
+    job.run(built, store, None)
+    (stored,) = store.find(kind="fidelity")
+    assert stored.tags["emulated"] == "true"
     told = json.loads((tmp_path / "fidelity.json").read_text())
     rows = {row["measure"]: row for row in told["rows"]}
     assert abs(rows["throughput_rps"]["error"]) < 0.1

@@ -130,6 +130,7 @@ def test_the_adapter_serves_the_two_metrics_that_hpas_name() -> None:
     assert services == {"v1beta1.custom.metrics.k8s.io", "v1beta1.external.metrics.k8s.io"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["master", "workers"])
 def test_the_load_program_takes_the_overlays_words(role: str) -> None:
     """In a process of its own: importing locust patches the one it happens in."""

@@ -4,18 +4,20 @@ import math
 
 import pytest
 from made_up import MadeUp, study_of
+from memory import Memory
 
 from gpusched.core.kpi import HEADLINE
 from gpusched.report import verdict
 from gpusched.report.compare import Comparison, compare
 from gpusched.report.dataset import load
 from gpusched.report.measures import REWARD, difference_unit, measure, number, p_text
-from gpusched.tracking.store import Store
 
 
 @pytest.fixture(scope="module")
-def comparison(store: Store) -> Comparison:
-    return compare(load(store, "study", allow_synthetic=True), "hpa", "ppo")
+def comparison() -> Comparison:
+    made = Memory()
+    MadeUp(loads=("low", "high"), series=False).write(made)
+    return compare(load(made, "study", allow_synthetic=True), "hpa", "ppo")
 
 
 def test_planted_effects_are_found_with_their_direction(comparison: Comparison) -> None:

@@ -124,6 +124,7 @@ def test_power_by_monte_carlo(n: int) -> None:
     )
 
 
+@pytest.mark.slow  # Monte Carlo
 @pytest.mark.parametrize("relative", [True, False])
 def test_at_the_margin_five_percent_are_wrongly_called_not_worse(relative: bool) -> None:
     # The baseline varies as much as the margin is wide: taking its mean as known would not keep the rate.

@@ -129,6 +129,13 @@ def test_the_claims_have_a_holm_family_of_their_own() -> None:
     assert all(j.holm_p >= j.p for j in found.results)
 
 
+def test_a_missing_pair_does_not_hide_that_the_others_are_equal() -> None:
+    ppo = {name: [*values[:4], math.nan] for name, values in HPA.items()}
+    found = by_kpi(judged(ppo))
+    assert {j.decision for j in found.values()} == {"equal"}
+    assert {j.pairs for j in found.values()} == {4}
+
+
 def test_equal_and_untestable_claims() -> None:
     same = moved({}, noise=0.0)
     found = by_kpi(judged(same))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -48,6 +48,7 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
 
 
+@settings(deadline=None)
 @given(arrays(np.float64, st.integers(1, 200), elements=st.floats(1e-4, 900.0)))
 def test_the_share_up_to_an_edge_is_exact(latency_s_N: np.ndarray) -> None:
     share_B = 1.0 - slower(count(latency_s_N))

@@ -60,6 +60,7 @@ def test_gaps_are_said() -> None:
     assert (missing.runs, missing.repeats) == (5, pytest.approx(2 / (1 / 2 + 1 / 3)))
 
 
+@pytest.mark.slow  # Monte Carlo
 @pytest.mark.parametrize(("sd", "sizes"), [(1.0, (3,) * 5), (0.3, (4,) * 10), (1.0, (3, 3, 3, 3, 2))])
 def test_coverage_of_the_components(sd: float, sizes: tuple[int, ...]) -> None:
     rng, runs = np.random.default_rng(31), 4000

@@ -105,6 +105,7 @@ def test_undecided_prices_are_those_whose_interval_holds_zero(data: tuple[np.nda
             assert inside == (e.low <= 0.0 <= e.high), price
 
 
+@pytest.mark.slow  # Monte Carlo
 def test_the_interval_of_the_price_covers_it() -> None:
     """95 % of 4,000 samples, within 4 standard errors."""
     rng, n, repeats = np.random.default_rng(5), 5, 4000

@@ -31,21 +31,22 @@ def against(study: Study, rival: str) -> Duel:
 
 
 @pytest.mark.parametrize(
-    ("cost", "qos", "outcome"),
+    ("cost", "qos", "outcome", "kind"),
     [
-        (-0.2, -0.05, "better in both"),
-        (-0.2, 0.0, "better in one, no worse in the other"),
-        (0.0, -0.05, "better in one, no worse in the other"),
-        (0.0, 0.0, "no worse in both"),
-        (0.01, 0.0, "no worse in both"),
-        (0.2, -0.05, "a trade-off"),
-        (0.2, 0.0, "worse in one, no better in the other"),
-        (0.2, 0.05, "worse in both"),
+        (-0.2, -0.05, "better in both", "better"),
+        (-0.2, 0.0, "better in cost, no worse in violations", "better"),
+        (0.0, -0.05, "no worse in cost, better in violations", "better"),
+        (0.0, 0.0, "no worse in both", "equal"),
+        (0.01, 0.0, "no worse in both", "equal"),
+        (0.2, -0.05, "a trade-off: worse in cost, better in violations", "undecided"),
+        (-0.2, 0.05, "a trade-off: better in cost, worse in violations", "undecided"),
+        (0.2, 0.0, "worse in cost, no worse in violations", "worse"),
+        (0.2, 0.05, "worse in both", "worse"),
     ],
 )
-def test_a_planted_difference_is_decided(cost: float, qos: float, outcome: str) -> None:
+def test_a_planted_difference_is_decided(cost: float, qos: float, outcome: str, kind: str) -> None:
     duel = against(planted(cost, qos), "table")
-    assert duel.outcome == outcome
+    assert (duel.outcome, duel.kind) == (outcome, kind)
     assert duel.cost.bounds.value == pytest.approx(cost, abs=0.005)
     assert duel.qos.bounds.value == pytest.approx(qos, abs=0.005)
 
@@ -59,7 +60,38 @@ def test_what_is_within_the_margin_is_no_worse_even_where_it_is_shown() -> None:
 
 def test_noise_decides_nothing() -> None:
     duel = against(planted(0.0, 0.0, noise=0.2), "table")
-    assert (duel.cost.decision, duel.qos.decision, duel.outcome) == ("open", "open", "open")
+    assert (duel.decisions, duel.outcome, duel.kind) == (("open", "open"), "open in both", "undecided")
+
+
+@pytest.mark.parametrize(
+    ("cost", "outcome"),
+    [
+        (-0.5, "better in cost, open in violations"),
+        (0.5, "worse in cost, open in violations"),
+        (0.0, "no worse in cost, open in violations"),
+    ],
+)
+def test_an_axis_that_is_open_hides_no_other(cost: float, outcome: str) -> None:
+    """Seeds disagree about violations by 30 points either way, about cost they do not."""
+    rng = np.random.default_rng(3)
+    late = list(0.4 + 0.3 * rng.choice([-1.0, 1.0], SEEDS))
+    level = list(2000.0 * (1 + 0.001 * rng.normal(size=SEEDS)))
+
+    def policy(share: float, late: list[float]) -> dict[str, list[float]]:
+        return {
+            "replica_seconds": [x * (1 + share) for x in level],
+            "qos_violation_rate": late,
+            "reward_mean": late,
+        }
+
+    rival = policy(0.0, [0.4] * SEEDS)
+    study = study_of({"ppo": policy(cost, late), "table": rival, "keda": rival})
+    duel = against(study, "table")
+    assert (duel.outcome, duel.kind) == (outcome, "undecided")
+    row = next(
+        row for row in rivals_table(duels(study, "ppo", 0.02), "ppo", 0.02).rows if row[1].text == "table"
+    )
+    assert (row[-1].text, row[-1].values[""], row[-1].kind) == (outcome, outcome, "undecided")
 
 
 def test_seeds_that_are_all_alike_are_no_worse() -> None:
@@ -97,8 +129,8 @@ def test_holm_counts_both_axes_of_every_rival_and_load() -> None:
 
 def test_one_rival_needs_no_table_and_every_number_of_two_names_its_runs() -> None:
     study = planted(-0.2, 0.0)
-    table = rivals_table(study, "ppo", 0.02)
+    table = rivals_table(duels(study, "ppo", 0.02), "ppo", 0.02)
     assert [row[1].text for row in table.rows] == ["keda", "table"]
     assert all(any(run.startswith(row[1].text) for run in row[2].runs) for row in table.rows)
     alone = Study(name="s", trials=[t for t in study.trials if t.policy != "keda"])
-    assert rivals_table(alone, "ppo", 0.02).rows == []
+    assert rivals_table(duels(alone, "ppo", 0.02), "ppo", 0.02).rows == []

@@ -79,6 +79,7 @@ def test_profile_by_hand() -> None:
     assert np.isnan(single.low_T).all()
 
 
+@pytest.mark.slow  # Monte Carlo
 def test_coverage_of_the_profiles_band() -> None:
     rng, runs, hits = np.random.default_rng(42), 800, 0
     for x_LS in rng.normal(0.0, 1.0, (runs, 2, 40)):

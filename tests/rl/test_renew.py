@@ -48,7 +48,8 @@ def test_only_what_is_not_worse_passes(gain: float, margin: float, passed: bool)
 
 def test_who_acts_alike_in_every_episode_passes() -> None:
     one = lived(6)
-    assert examine("low", one, one, 0.01).passed
+    exam = examine("low", one, one, 0.01)
+    assert exam.passed and exam.bounds.equal
 
 
 def test_a_policy_that_is_worse_by_the_margin_is_rarely_promoted() -> None:

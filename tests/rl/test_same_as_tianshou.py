@@ -108,11 +108,13 @@ def test_weights_are_equal_bit_by_bit(kind: str) -> None:
         np.testing.assert_array_equal(getattr(buffer, column), getattr(rollout, column))
 
 
+@pytest.mark.slow
 def test_also_with_scaled_returns_and_one_minibatch() -> None:
     options = {"return_scaling": True, "minibatch": 1000}
     assert learn("one lever", fast=False, **options)[0] == learn("one lever", fast=True, **options)[0]
 
 
+@pytest.mark.slow
 def test_also_where_the_critic_is_told_more_than_the_actor() -> None:
     stock, fast = (learn("one lever", fast=fast, ahead=3)[0] for fast in (False, True))
     assert stock == fast
