@@ -87,6 +87,11 @@ class Setup:
             record=record,
         )
 
+    @property
+    def nodes(self) -> int:
+        """Nodes of the cluster; a real one's are its own affair, and the profile describes one."""
+        return int(getattr(self.cluster_config, "nodes", 1))
+
     @cached_property
     def _streams(self) -> list[np.random.SeedSequence]:
         """One stream each for the load, the cluster, the policy and the fault; no policy's name enters."""
@@ -150,6 +155,8 @@ class Setup:
             "guard": asdict(self.guard),
             "repeat": self.repeat,
         }
+        if "fleet" in self.config:
+            own["fleet"] = self.config["fleet"]
         return digest(self._shared, own, self.config["load"], self.load_name, self.plan, *more)
 
     @property
@@ -196,6 +203,10 @@ STATUS = "status.json"
 
 class Job(Option, ABC):
     """Something `run.py` can be asked to do."""
+
+    def prepare(self, setup: Setup) -> Setup:
+        """Return the setup as this job takes it, to be called first; InputError for what it cannot do."""
+        return setup
 
     @abstractmethod
     def run(self, setup: Setup, store: Store, parent: str | None) -> Result:

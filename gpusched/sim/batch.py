@@ -273,6 +273,11 @@ class BatchSim(Beginning):
         self.rows[e].append(env.log_EK[e, :n].copy())
         env.sim_E["log_rows"][e] = 0
 
+    def forget(self, e: int) -> None:
+        """Drop the requests an environment has logged so far."""
+        self._drain(e)
+        self.rows[e] = [np.zeros(0, LOG)]
+
     def fleet_ticks(self, fleet: int = 0) -> NDArray[np.float64]:
         """Return a fleet's own tick log since its reset, columns in the order of records.FLEET_TICK, shape [T, C]."""
         return self.fleet_FTC[fleet, : int(self.env.sim_E["ticks"][fleet * self.services])].copy()
@@ -286,6 +291,7 @@ class BatchSim(Beginning):
         start = np.concatenate([done["start_s"], open_s])
         latency = np.concatenate([done["latency_s"], now_s - open_s])
         status = np.concatenate([done["status"], np.full(len(open_s), RequestLog.UNFINISHED)]).astype(np.int8)
+        self.rows[e] = [done]
         ticks = TickLog.from_table(self.ticks_ETC[e, : int(self.env.sim_E["ticks"][e])])
         return RequestLog(start_s_N=start, latency_s_N=latency, status_N=status), ticks
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gpusched.core.errors import refuse
 from gpusched.core.fault import FaultPlan
+from gpusched.core.fleet import NODE_CONSTANTS
 from gpusched.core.ports import Episode
 from gpusched.core.seeds import child, states
 from gpusched.core.service import Service
@@ -38,11 +39,6 @@ from gpusched.sim.records import (
 QUIET = FaultPlan()
 LONG_AGO_S = 3600.0
 """Age of the start replicas at t = 0: past every start-up period."""
-SHARED = (
-    "gpus", "gpu_vram_bytes", "gpu_reserved_bytes", "gpu_slice_s", "gpu_switch_s", "mps_interference",
-    "node_cpu_cores", "node_memory_bytes", "cfs_period_s",
-)  # fmt: skip
-"""Constants of a profile that describe its node and GPUs, not the service: the same for all of a simulator."""
 
 
 @dataclass(kw_only=True)
@@ -156,7 +152,7 @@ class Beginning:
     def _fill_constants(self, sim: NDArray[Any], service: Service, slo_s: float) -> None:
         most = self.instances_max
         s = {name: c.value for name, c in service.constants().items()}
-        shared = SHARED if self.services > 1 else ("gpus",)
+        shared = NODE_CONSTANTS if self.services > 1 else ("gpus",)
         if any(s[name] != getattr(self.service, name).value for name in shared) or s["instances"] > most:
             raise ValueError(
                 "an episode's service must have the nodes, GPUs and room for instances of the simulator's"
