@@ -96,9 +96,6 @@ class FleetJob(TrialJob):
             config={**setup.config, "fleet": own["fleet"]},
         )
         members(made, fleet)
-        if made.policy.trained:  # what learns, learns on nodes enough for the replicas it may ask for
-            needed = -(-made.spec.max_replicas // made.service.replicas_bound)
-            made = replace(made, simulator_config=replace(made.simulator_config, nodes=needed))
         return made
 
     def lived_through(self, run: Run, setup: Setup) -> dict[str, float]:

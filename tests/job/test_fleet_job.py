@@ -138,3 +138,17 @@ def test_one_learned_policy_controls_all_services(policy: str, store: Store) -> 
     }  # fmt: skip
     job, setup = prepared(f"policy={policy}", *small[policy], "study=learned")
     assert np.isfinite(job.run(setup, store, None).values["reward_mean"])
+
+
+def test_one_service_can_have_several_nodes() -> None:
+    """Nine replicas fit on two nodes and not on one; what is trained gets nodes for as many."""
+    from gpusched.job.trial import live
+
+    wide = ["trial.max_replicas=9", "trial.start_replicas=9"]
+    with pytest.raises(InputError, match="At most 6 fit"):
+        make(*SIM, *wide)
+    setup = make(*SIM, *wide, "cluster.nodes=2", "policy=static", "policy.replicas=9")[1]
+    lived = live(setup)
+    assert lived.ready_at_start == 9
+    assert lived.window.gpus == 2
+    assert setup.simulator().sim.nodes == 2
