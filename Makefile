@@ -66,6 +66,7 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(PY) benchmarks/engine.py
 	$(PY) benchmarks/scale.py
+	$(PY) benchmarks/fleet.py
 	$(PY) benchmarks/cold.py
 	$(PY) benchmarks/sweep.py
 	$(PY) benchmarks/report.py

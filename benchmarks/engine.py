@@ -120,7 +120,7 @@ class Model:
         if self.plan.is_open:
             env = self.sim.env
             env.sim_E["gpu_dist"] = EXPONENTIAL
-            env.sim_E["gpu_capacity"] = env.resources_ER["capacity"][:, self.sim.pod_slots :] = self.capacity
+            env.sim_E["gpu_capacity"] = env.resources_FR["capacity"][:, self.sim.pod_slots :] = self.capacity
             env.pods_EP["advisor_s"] = (
                 INF  # cAdvisor's clock draws from the pod's stream, and C has no cAdvisor
             )

@@ -19,7 +19,7 @@ from gpusched.core.ports import Cluster, Episode
 from gpusched.core.service import Service
 from gpusched.core.trial import TrialSpec
 from gpusched.sim.batch import BatchSim, Clocks
-from gpusched.sim.records import ACCOUNT
+from gpusched.sim.records import ACCOUNT, FLEET_TICK
 
 
 class SimCluster(Cluster):
@@ -27,7 +27,9 @@ class SimCluster(Cluster):
 
     @dataclass(kw_only=True)
     class Config:
-        """Periods of the metrics pipeline and the control plane; `threads` 0 = one per core."""
+        """Periods of the metrics pipeline and the control plane; `nodes` with the profile's GPUs, cores and memory each;
+        `threads` 0 = one per core.
+        """
 
         scrape_s: float
         window_s: float
@@ -36,6 +38,7 @@ class SimCluster(Cluster):
         dcgm_s: float
         dcgm_window_s: float
         api_delay_s: float
+        nodes: int
         threads: int
 
         def __post_init__(self) -> None:
@@ -46,6 +49,8 @@ class SimCluster(Cluster):
                 raise refuse("window_s", self.window_s, f"must be at least scrape_s ({self.scrape_s} s)")
             if self.api_delay_s < 0:
                 raise refuse("api_delay_s", self.api_delay_s, "must be at least 0 s")
+            if self.nodes < 1:
+                raise refuse("nodes", self.nodes, "must be at least 1")
             if self.threads < 0:
                 raise refuse("threads", self.threads, "must be at least 0")
 
@@ -59,6 +64,7 @@ class SimCluster(Cluster):
         slo_s: float,
         envs: int = 1,
         record: bool = True,
+        services: int = 1,
     ) -> None:
         super().__init__(
             config, service=service, trial=trial, limits=limits, slo_s=slo_s, envs=envs, record=record
@@ -75,6 +81,8 @@ class SimCluster(Cluster):
             tick_s=trial.tick_s,
             record=record,
             threads=config.threads or os.cpu_count() or 1,
+            services=services,
+            nodes=config.nodes,
         )
         self.now_s_E = np.zeros(envs)
 
@@ -87,12 +95,16 @@ class SimCluster(Cluster):
         return self._seen()
 
     def step(self, controls: Controls) -> Observation:
-        self._check(controls)
-        replicas_E = np.asarray(controls.replicas_E, dtype=np.int64)
-        inside_E = np.clip(replicas_E, self.limits.min_replicas, self.limits.max_replicas)
-        self.sim.apply(
-            dataclasses.replace(controls, replicas_E=np.where(replicas_E < 0, replicas_E, inside_E))
-        )
+        return self.step_each([(range(self.envs), controls)])
+
+    def step_each(self, asked: Sequence[tuple[Sequence[int], Controls]]) -> Observation:
+        """As `step`, where several policies control some of the environments each."""
+        for envs, controls in asked:
+            self._check(controls)
+            replicas_E = np.asarray(controls.replicas_E, dtype=np.int64)
+            inside_E = np.clip(replicas_E, self.limits.min_replicas, self.limits.max_replicas)
+            bounded_E = np.where(replicas_E < 0, replicas_E, inside_E)
+            self.sim.apply(dataclasses.replace(controls, replicas_E=bounded_E), list(envs))
         self.now_s_E += self.trial.control_s
         self.sim.step(self.now_s_E)
         return self._seen()
@@ -122,7 +134,7 @@ class SimCluster(Cluster):
         interval = {name: self.sim.interval_EC[:, c].copy() for c, name in enumerate(ACCOUNT)}
         dt_E = np.maximum(interval["t"], 1e-9)
         return Outcome(
-            gpu_busy_E=interval["gpu_busy_s"] / (dt_E * self.service.gpus.value),
+            gpu_busy_E=interval["gpu_busy_s"] / (dt_E * self.sim.env.sim_E["devices"]),
             replicas_alive_E=interval["alive_s"] / dt_E,
             cpu_cores_limit_E=interval["limit_s"] / dt_E,
             completed_E=interval["completed"],
@@ -137,6 +149,14 @@ class SimCluster(Cluster):
 
     def logs(self, env: int = 0) -> tuple[RequestLog, TickLog]:
         return self.sim.logs(env)
+
+    def forget(self, env: int) -> None:
+        """Drop the requests logged so far of one environment, for the memory they take."""
+        self.sim.forget(env)
+
+    def fleet_ticks(self) -> dict[str, NDArray[np.float64]]:
+        """Return the tick log of the nodes that all environments share, by column of records.FLEET_TICK, shape [T] each."""
+        return dict(zip(FLEET_TICK, self.sim.fleet_ticks().T, strict=True))
 
     def close(self) -> None:
         if self.sim.pool is not None:

@@ -117,13 +117,16 @@ class Action(Option, ABC):
 class Episode:
     """What one environment is to live through: its load, its own random stream, and in a simulator what goes wrong.
 
-    `service` replaces the cluster's where it behaves otherwise than its profile says (same GPUs).
+    `service` replaces the cluster's where it behaves otherwise than its profile says (same nodes and GPUs); `slo_s` and
+    `start_replicas` replace the cluster's where each service of a fleet has its own.
     """
 
     plan: LoadPlan
     seed: np.random.SeedSequence
     fault: FaultPlan | None = None
     service: Service | None = None
+    slo_s: float | None = None
+    start_replicas: int | None = None
 
 
 class Cluster(Option, ABC):

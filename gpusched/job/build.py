@@ -294,8 +294,7 @@ def check(made: Setup) -> None:
         raise InputError(
             "policy: knows the future, which only a simulated cluster can tell. Choose cluster=sim."
         )
-    _fits_gpu(made)
-    _fits_node(made)
+    check_room(made)
     if len(made.limits.gpu_shares) > 1 and made.service.sharing != "mps":
         raise refuse(
             "action.gpu_shares", made.limits.gpu_shares, "needs service.sharing=mps to mean anything"
@@ -313,13 +312,21 @@ def check(made: Setup) -> None:
         _inside("policy", lambda: made.policy.reset(made.limits, made.policy_seed))
 
 
+def check_room(made: Setup) -> None:
+    """Raise InputError where the replicas that are allowed could not all run."""
+    _fits_gpu(made)
+    _fits_node(made)
+
+
 def _fits_gpu(made: Setup) -> None:
     service, most = made.service, made.spec.max_replicas
-    room = f"{service.usable_vram_bytes / 1e9:g} GB usable on each of {service.gpus.value:g} GPU(s)"
-    if most > service.replicas_bound:
+    room = (
+        f"{service.usable_vram_bytes / 1e9:g} GB usable on each of {made.nodes * service.gpus.value:g} GPU(s)"
+    )
+    if most > made.nodes * service.replicas_bound:
         one = service.vram_per_pod_bytes() / 1e9
         raise refuse("trial.max_replicas", most, f"needs more VRAM than the GPU has ({one:g} GB each, {room})",
-                     f"At most {service.replicas_bound} fit.")  # fmt: skip
+                     f"At most {made.nodes * service.replicas_bound} fit.")  # fmt: skip
     largest = service.vram_per_pod_bytes(max(made.limits.instances))
     if largest > service.usable_vram_bytes:
         raise refuse("action.instances", made.limits.instances,
@@ -327,12 +334,12 @@ def _fits_gpu(made: Setup) -> None:
 
 
 def _fits_node(made: Setup) -> None:
-    cores, most = made.service.node_cpu_cores.value, made.spec.max_replicas
+    cores, most = made.nodes * made.service.node_cpu_cores.value, made.spec.max_replicas
     need = most * max(made.limits.cpu_cores)
     if need > cores:
         key = "action.cpu_cores" if len(made.limits.cpu_cores) > 1 else "service.cpu_limit_cores.value"
         raise refuse(key, max(made.limits.cpu_cores),
-                     f"{most} replicas (trial.max_replicas) would need {need:g} cores, the node has {cores:g}")  # fmt: skip
+                     f"{most} replicas (trial.max_replicas) would need {need:g} cores, the node{'s have' if made.nodes > 1 else ' has'} {cores:g}")  # fmt: skip
 
 
 def _inside(key: str, do: Callable[[], object]) -> None:

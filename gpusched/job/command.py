@@ -44,6 +44,7 @@ def one_job(config: DictConfig) -> float:
 
 def _one_job(config: DictConfig, hydra: HydraConf, swept: bool) -> float:
     job, made = setup(config, dict(hydra.runtime.choices), list(hydra.overrides.task))
+    made = job.prepare(made)
     result = Result(status="failed", names=made.names, seed=made.seed)
     try:
         result = _do(job, made, swept)

@@ -198,7 +198,7 @@ class FidelityJob(Job):
         # No HPA looks at these in here, so how metrics are made does not matter.
         config = SimCluster.Config(
             scrape_s=5.0, window_s=30.0, metrics_server_s=15.0, hpa_sync_s=15.0, dcgm_s=5.0, dcgm_window_s=1.0,
-            api_delay_s=0.05, threads=0,
+            api_delay_s=0.05, nodes=1, threads=0,
         )  # fmt: skip
         cluster = SimCluster(
             config, service=with_batch(setup.service, case.max_batch), trial=spec, limits=limits,

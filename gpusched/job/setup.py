@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,16 @@ class Setup:
 
     def simulator(self, envs: int = 1) -> Cluster:
         """Return a new cluster for what a method learns or is tuned on: a simulated one, wherever the trial runs."""
-        return self._made(self.simulator_type, self.simulator_config, envs, record=False)
+        return self._made(self.simulator_type, self._roomy(self.simulator_config), envs, record=False)
+
+    def _roomy(self, config: Any) -> Any:
+        """Return a simulator's configuration with nodes for as many replicas as may be asked for."""
+        if not hasattr(config, "nodes"):
+            return config
+        most, service = self.limits.max_replicas, self.service
+        by_cpu = most * max(self.limits.cpu_cores) / service.node_cpu_cores.value
+        needed = max(math.ceil(most / service.replicas_bound), math.ceil(by_cpu - 1e-9))
+        return replace(config, nodes=max(config.nodes, needed))
 
     def _made(self, kind: type[Cluster], config: Any, envs: int, record: bool) -> Cluster:
         return kind(
@@ -86,6 +96,11 @@ class Setup:
             envs=envs,
             record=record,
         )
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the cluster; a real one's are its own affair, and the profile describes one."""
+        return int(getattr(self.cluster_config, "nodes", 1))
 
     @cached_property
     def _streams(self) -> list[np.random.SeedSequence]:
@@ -150,6 +165,8 @@ class Setup:
             "guard": asdict(self.guard),
             "repeat": self.repeat,
         }
+        if "fleet" in self.config:
+            own["fleet"] = self.config["fleet"]
         return digest(self._shared, own, self.config["load"], self.load_name, self.plan, *more)
 
     @property
@@ -196,6 +213,10 @@ STATUS = "status.json"
 
 class Job(Option, ABC):
     """Something `run.py` can be asked to do."""
+
+    def prepare(self, setup: Setup) -> Setup:
+        """Return the setup as this job takes it, to be called first; InputError for what it cannot do."""
+        return setup
 
     @abstractmethod
     def run(self, setup: Setup, store: Store, parent: str | None) -> Result:

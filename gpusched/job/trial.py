@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpusched.core.audit import Audit
 from gpusched.core.kpi import RECOVERY_HOLD_S, Window, kpis
-from gpusched.core.logs import TickLog
+from gpusched.core.logs import RequestLog, TickLog
 from gpusched.core.ports import Cluster
 from gpusched.job import gates
 from gpusched.job.record import artifacts, params, run_tags
@@ -71,10 +72,13 @@ class TrialJob(Job):
         with store.start(
             "trial", study=setup.study, name=title(setup), params=params(setup), tags=tags, parent=parent
         ) as run:
-            lived = live(setup)
-            values = keep(run, setup, lived)
+            values = self.lived_through(run, setup)
             run.metrics(0, {"wall_s": time.monotonic() - begin_s})
         return replace(result, values=values, run_id=run.id)
+
+    def lived_through(self, run: Run, setup: Setup) -> dict[str, float]:
+        """Live through the episode, store what it left and return its KPIs and mean reward."""
+        return keep(run, setup, live(setup))
 
 
 def _together(results: list[Result]) -> Result:
@@ -114,18 +118,7 @@ def _live(setup: Setup, cluster: Cluster) -> Lived:
         rewards.append(float(setup.reward.score(cluster.outcome())[0]))
         blind_T.append(gates.is_blind(controls, seen))
     requests, ticks = cluster.logs()
-    window = Window(
-        requests=requests,
-        ticks=ticks,
-        plan=setup.plan,
-        begin_s=spec.warmup_s,
-        end_s=spec.end_s,
-        slo_s=setup.reward.slo_s,
-        gpus=int(setup.service.gpus.value),
-        gpu_vram_bytes=setup.service.gpu_vram_bytes.value,
-        node_memory_bytes=setup.service.node_memory_bytes.value,
-        faults=setup.episode.fault.spans(spec.end_s, RECOVERY_HOLD_S) if setup.episode.fault else [],
-    )
+    window = window_of(setup, requests, ticks, setup.reward.slo_s)
     return Lived(
         ticks=ticks,
         window=window,
@@ -135,6 +128,25 @@ def _live(setup: Setup, cluster: Cluster) -> Lived:
         audit=cluster.audit(),
         decided_T=[told(controls) for controls in guard.decided],
     )
+
+
+def window_of(setup: Setup, requests: RequestLog, ticks: TickLog, slo_s: float) -> Window:
+    """Return what the KPIs of the setup's episode are computed from."""
+    return Window(requests=requests, ticks=ticks, slo_s=slo_s, **circumstances(setup))
+
+
+def circumstances(setup: Setup) -> dict[str, Any]:
+    """Return what a window holds beside the logs and the objective."""
+    spec, service, fault = setup.spec, setup.service, setup.episode.fault
+    return {
+        "plan": setup.plan,
+        "begin_s": spec.warmup_s,
+        "end_s": spec.end_s,
+        "gpus": setup.nodes * int(service.gpus.value),
+        "gpu_vram_bytes": service.gpu_vram_bytes.value,
+        "node_memory_bytes": setup.nodes * service.node_memory_bytes.value,
+        "faults": fault.spans(spec.end_s, RECOVERY_HOLD_S) if fault else [],
+    }
 
 
 def keep(run: Run, setup: Setup, lived: Lived) -> dict[str, float]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpusched.sim import hpa
 from gpusched.sim.faults import fault_event
+from gpusched.sim.fleet import turn_devices
 from gpusched.sim.hpa_replicas import NONE_MS, PHASE_PENDING, PHASE_RUNNING, READY_FALSE, READY_TRUE
 from gpusched.sim.metrics import (
     gpu_busy_s,
@@ -42,6 +43,7 @@ from gpusched.sim.records import (
     THINKING,
     Env,
 )
+from gpusched.sim.schedule import schedule_pending
 
 BY_CPU, BY_QUEUE, BY_IN_FLIGHT = 0, 1, 2
 """What an HPA scales on, in the order of core.controls.METRICS."""
@@ -67,6 +69,7 @@ def slow_event(env: Env, e: int, t: float) -> int:
     sim, pods = env.sim_E[e], env.pods_EP[e]
     slow = sim.slow_s
     broken = np.int64(-1)
+    turn_devices(env, e, t)
     for p in range(sim.pods):
         if pods[p].state == FREE:
             continue
@@ -84,6 +87,10 @@ def slow_event(env: Env, e: int, t: float) -> int:
     if slow[DEPLOY] <= t:
         slow[DEPLOY] = INF
         reconcile_deployment(env, e, t)
+    turn_devices(env, e, t)
+    if sim.unscheduled == 1:
+        sim.unscheduled = 0
+        schedule_pending(env, e, t)
     if slow[METRICS_SERVER] <= t:
         slow[METRICS_SERVER] += sim.metrics_server_s
         for p in range(sim.pods):
@@ -106,14 +113,15 @@ def slow_event(env: Env, e: int, t: float) -> int:
 def level_event(env: Env, e: int, t: float) -> None:
     """Change the number of users; new ones send first within one longest think time."""
     sim, users = env.sim_E[e], env.users_EU[e]
-    levels = env.levels_EV[e]
+    lead, levels = env.sim_E[sim.lead], env.levels_EV[e]
     target = levels[sim.level].users
     for u in range(sim.target_users, target):
         if users[u].state == INACTIVE:
             users[u].state = THINKING
             first_s = t + (sim.think_min_s + sim.think_span_s) * uniform(users[u]) + sim.half_client_s
-            heap_push(env.events_EU[e], sim.events, math.floor(first_s * CLOCK_HZ + 0.5) / CLOCK_HZ, u)
-            sim.events += 1
+            next_s = math.floor(first_s * CLOCK_HZ + 0.5) / CLOCK_HZ
+            heap_push(env.events_FU[sim.fleet], lead.events, next_s, sim.first_user + u)
+            lead.events += 1
     sim.target_users = target
     sim.level += 1
     sim.slow_s[LEVEL] = levels[sim.level].from_s if sim.level < len(levels) else INF

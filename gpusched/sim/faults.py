@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusched.core.fault import LEVELS, FaultPlan
+from gpusched.sim.fleet import gpu
 from gpusched.sim.metrics import visible_s
-from gpusched.sim.pods import break_requests, free_pod, rebuild_gpu, restart_container, schedule_pending
+from gpusched.sim.pods import break_requests, free_pod, rebuild_gpu, restart_container
 from gpusched.sim.primitives import jit, resource_sync
 from gpusched.sim.records import CRASHES, EVICTED, FAULT, FAULTS, INF, READY, SURVIVES, Env
 
@@ -40,7 +41,7 @@ def moments(plan: FaultPlan, host_alpha_s: float, host_beta_s: float) -> NDArray
 @jit
 def fault_event(env: Env, e: int, t: float, broken: int) -> int:
     """Live through the next moment of the plan; returns the chain of users whose requests it broke."""
-    sim, rows = env.sim_E[e], env.faults_EM[e]
+    sim, rows = env.sim_E[e], env.faults_ED[e]
     row = rows[sim.fault]
     sim.fault += 1
     sim.slow_s[FAULT] = rows[sim.fault].from_s if sim.fault < len(rows) else INF
@@ -61,10 +62,10 @@ def set_levels(env: Env, e: int, t: float, row: Any) -> None:
     """Let everything a moment sets hold from now on."""
     sim = env.sim_E[e]
     for g in range(sim.gpus):
-        gpu = env.resources_ER[e][sim.pods + g]
-        resource_sync(gpu, t)
-        gpu.capacity *= row.gpu_speed / sim.gpu_speed
-        gpu.per_job *= row.gpu_speed / sim.gpu_speed
+        device = gpu(env, e, g)
+        resource_sync(device, t)
+        device.capacity *= row.gpu_speed / sim.gpu_speed
+        device.per_job *= row.gpu_speed / sim.gpu_speed
     sim.gpu_speed = row.gpu_speed
     if row.neighbours != sim.neighbours:
         sim.neighbours = row.neighbours
@@ -78,7 +79,7 @@ def set_levels(env: Env, e: int, t: float, row: Any) -> None:
     sim.metrics_lost = row.metrics_lost
     if row.stolen_cores != sim.stolen_cores:
         sim.stolen_cores = row.stolen_cores
-        schedule_pending(env, e, t)
+        sim.unscheduled = 1
 
 
 @jit

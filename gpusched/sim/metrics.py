@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpusched.sim.fleet import cpu, gpu, own_devices
 from gpusched.sim.pods import CADVISOR_BASE_S
 from gpusched.sim.primitives import copy_row, jit, resource_sync, uniform
 from gpusched.sim.records import INF, LOST, READINGS, RUNNING, SCRAPES, Env
@@ -19,11 +20,11 @@ FRESH_CONTAINER_S = 10.0
 @jit
 def advisor_event(env: Env, e: int, p: int, t: float) -> None:
     """cAdvisor reads the container's cumulative CPU time."""
-    pod, meter, cpu = env.pods_EP[e][p], env.meters_EP[e][p], env.resources_ER[e][p]
-    resource_sync(cpu, t)
+    pod, meter, own = env.pods_EP[e][p], env.meters_EP[e][p], cpu(env, e, p)
+    resource_sync(own, t)
     k = meter.readings % READINGS
     meter.seen_s[k] = t
-    meter.seen_used_s[k] = cpu.used_s
+    meter.seen_used_s[k] = own.used_s
     meter.readings += 1
     pod.advisor_s = t + CADVISOR_BASE_S * (1.0 + uniform(pod))
 
@@ -66,19 +67,26 @@ def cpu_used_s(env: Env, e: int, t: float) -> float:
     total = sim.cpu_gone_s
     for p in range(sim.pods):
         if env.pods_EP[e][p].state >= RUNNING:
-            resource_sync(env.resources_ER[e][p], t)
-            total += env.resources_ER[e][p].used_s
+            own = cpu(env, e, p)
+            resource_sync(own, t)
+            total += own.used_s
     return float(total)
 
 
 @jit
 def gpu_busy_s(env: Env, e: int, t: float) -> float:
-    """Time at which a kernel ran, summed over the GPUs."""
+    """Time at which a kernel ran, summed over the GPUs; in a fleet its mean over those the service stands on.
+
+    Monitoring shows devices, so what other services run there is part of it.
+    """
     sim = env.sim_E[e]
+    if sim.services > 1:
+        sum_s, count = own_devices(env, e, t)
+        return float(sim.device_busy_s + (sum_s - sim.device_sum_s) / count)
     total = 0.0
     for g in range(sim.gpus):
-        resource_sync(env.resources_ER[e][sim.pods + g], t)
-        total += env.resources_ER[e][sim.pods + g].busy_s
+        resource_sync(gpu(env, e, g), t)
+        total += gpu(env, e, g).busy_s
     return total
 
 
@@ -139,7 +147,7 @@ def sample_gpu(env: Env, e: int, t: float) -> None:
     if sim.samples >= SCRAPES and row[3] == 0.0:
         sim.sampled_s = row[0]
     row[0] = t
-    row[1] = (gpu_busy_s(env, e, t) - sim.dcgm_busy_s) / (sim.dcgm_window_s * sim.gpus)
+    row[1] = (gpu_busy_s(env, e, t) - sim.dcgm_busy_s) / (sim.dcgm_window_s * sim.devices)
     row[2], row[3] = sim.vram_bytes, sim.metrics_lost
     sim.samples += 1
 

@@ -1,4 +1,4 @@
-"""Deployment, ReplicaSet and pod life: what is created, scheduled, started, drained and killed. Compiled; seldom called.
+"""Deployment, ReplicaSet and pod life: what is created, started, drained and killed. Compiled; seldom called.
 
 Every wait has its source in the service profile; the order of the steps follows Kubernetes 1.36.
 """
@@ -6,9 +6,9 @@ Every wait has its source in the service profile; the order of the steps follows
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from gpusched.sim.primitives import fork, jit, merge, normal, resource_sync, uniform
+from gpusched.sim.fleet import accrue, cpu, gpu
+from gpusched.sim.primitives import fork, jit, merge, resource_sync, uniform
 from gpusched.sim.records import (
     DEPLOY,
     FREE,
@@ -21,6 +21,7 @@ from gpusched.sim.records import (
     TERMINATING,
     Env,
 )
+from gpusched.sim.schedule import draw_start_s
 
 CADVISOR_BASE_S = 10.0
 """cAdvisor housekeeping: each wait is uniform in [base, 2·base) (vendor cadvisor nextHousekeepingInterval)."""
@@ -29,24 +30,6 @@ RELIST_S = 1.0
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 10.0, 300.0
 """CrashLoopBackOff: the first restart is immediate, the next waits 10 s, then twice as long each time up to 300 s;
 a container that ran for twice the most starts anew (kubelet doBackOff, client-go util/flowcontrol/backoff.go)."""
-
-
-@jit
-def accrue(env: Env, e: int, t: float) -> None:
-    """Add what the replicas held since the last change to the integrals."""
-    sim, pods = env.sim_E[e], env.pods_EP[e]
-    dt = t - sim.accrued_s
-    sim.accrued_s = t
-    alive, vram = 0, 0.0
-    for p in range(sim.pods):
-        if pods[p].state > PENDING:
-            alive += 1
-            vram += pods[p].vram_bytes
-    sim.vram_bytes = vram
-    sim.alive_s += dt * alive
-    sim.ready_s += dt * sim.endpoints
-    sim.limit_s += dt * alive * sim.cpu_applied
-    sim.vram_s += dt * vram
 
 
 @jit
@@ -87,7 +70,7 @@ def reconcile_deployment(env: Env, e: int, t: float) -> None:
 
 @jit
 def create_pod(env: Env, e: int, t: float) -> None:
-    """Create one pod of the current template in a free slot; without a slot the controller tries again later."""
+    """Create one pod of the current template in a free slot, for the scheduler; without a slot the controller tries again later."""
     sim, pods = env.sim_E[e], env.pods_EP[e]
     for p in range(sim.pods):
         if pods[p].state == FREE:
@@ -107,43 +90,8 @@ def create_pod(env: Env, e: int, t: float) -> None:
             pod.endpoint = -1
             pod.queued = pod.in_flight = pod.restarts = meter.readings = 0
             pod.free = -1
-            schedule(env, e, p, t)
+            sim.unscheduled = 1
             return
-
-
-@jit
-def schedule(env: Env, e: int, p: int, t: float) -> None:
-    """Bind a pending pod where its CPU request and a GPU ticket fit; else leave it pending.
-
-    A time-slicing ticket stands for one replica's VRAM; a terminating pod holds its ticket until it is gone.
-    Tickets are spread over the GPUs (device plugin's `distributed`).
-    """
-    sim, pods = env.sim_E[e], env.pods_EP[e]
-    requested, best, least = 0.0, -1, INF
-    for g in range(sim.gpus):
-        used = 0.0
-        for q in range(sim.pods):
-            if pods[q].state > PENDING and pods[q].gpu == g:
-                used += pods[q].vram_bytes
-        if used + pods[p].vram_bytes <= sim.usable_vram_bytes and used < least:
-            best, least = g, used
-    for q in range(sim.pods):
-        if pods[q].state > PENDING:
-            requested += sim.cpu_limit * sim.request_per_limit
-    if best < 0 or requested + sim.cpu_limit * sim.request_per_limit > sim.node_cpu_cores - sim.stolen_cores:
-        return
-    accrue(env, e, t)
-    pods[p].gpu = best
-    pods[p].state = SCHEDULED
-    pods[p].admitted_s = t + sim.schedule_min_s + sim.schedule_span_s * uniform(pods[p])
-    pods[p].up_s = pods[p].life_s = pods[p].admitted_s + draw_start_s(sim, pods[p])
-    accrue(env, e, t)
-
-
-@jit
-def draw_start_s(sim: Any, pod: Any) -> float:
-    """Time a container takes until its process is up."""
-    return float(sim.start_factor * math.exp(sim.start_mu + sim.start_sigma * normal(pod)))
 
 
 @jit
@@ -187,7 +135,7 @@ def delete_pod(env: Env, e: int, p: int, t: float) -> None:
 
 @jit
 def free_pod(env: Env, e: int, p: int, t: float) -> None:
-    """Give back all a pod held, keep its CPU time in the service's counter, and let pending pods try again."""
+    """Give back all a pod held, keep its CPU time in the service's counter, and wake the scheduler."""
     sim, pods = env.sim_E[e], env.pods_EP[e]
     accrue(env, e, t)
     clear_cpu(env, e, p, t)
@@ -197,28 +145,20 @@ def free_pod(env: Env, e: int, p: int, t: float) -> None:
     pods[p].batch_s = pods[p].advisor_s = INF
     accrue(env, e, t)
     sim.slow_s[DEPLOY] = min(sim.slow_s[DEPLOY], t + sim.api_delay_s)
-    schedule_pending(env, e, t)
-
-
-@jit
-def schedule_pending(env: Env, e: int, t: float) -> None:
-    """Let every pending pod try again."""
-    for p in range(env.sim_E[e].pods):
-        if env.pods_EP[e][p].state == PENDING:
-            schedule(env, e, p, t)
+    sim.unscheduled = 1
 
 
 @jit
 def clear_cpu(env: Env, e: int, p: int, t: float) -> None:
     """The container's process is gone; what it used stays in the service's counter."""
-    cpu = env.resources_ER[e][p]
-    resource_sync(cpu, t)
-    env.sim_E[e].cpu_gone_s += cpu.used_s
-    cpu.used_s = 0.0
-    cpu.jobs = 0
-    cpu.root = -1
-    cpu.virtual_s = 0.0
-    cpu.throttled = 0
+    own = cpu(env, e, p)
+    resource_sync(own, t)
+    env.sim_E[e].cpu_gone_s += own.used_s
+    own.used_s = 0.0
+    own.jobs = 0
+    own.root = -1
+    own.virtual_s = 0.0
+    own.throttled = 0
 
 
 @jit
@@ -233,9 +173,9 @@ def life_event(env: Env, e: int, p: int, t: float, broken: int) -> int:
         pod.life_s = INF
         pod.endpoint_s = t + sim.endpoint_min_s + sim.endpoint_span_s * uniform(pod)
         if sim.mps:
-            gpu = env.resources_ER[e][sim.pods + pod.gpu]
-            resource_sync(gpu, t)
-            gpu.per_job = pod.share * sim.gpu_speed
+            device = gpu(env, e, pod.gpu)
+            resource_sync(device, t)
+            device.per_job = pod.share * sim.gpu_speed
         sim.slow_s[DEPLOY] = min(sim.slow_s[DEPLOY], t + sim.api_delay_s)
     elif t >= pod.sigterm_s and pod.in_flight == 0:
         if pod.endpoint >= 0:
@@ -253,25 +193,25 @@ def life_event(env: Env, e: int, p: int, t: float, broken: int) -> int:
 @jit
 def start_process(env: Env, e: int, p: int, t: float) -> None:
     """The container runs and Triton is up; the readiness probe finds that out at its own pace."""
-    sim, pod, cpu = env.sim_E[e], env.pods_EP[e][p], env.resources_ER[e][p]
+    sim, pod, own = env.sim_E[e], env.pods_EP[e][p], cpu(env, e, p)
     pod.state = RUNNING
     pod.life_s = t + sim.probe_delay_s + sim.probe_period_s * uniform(pod)
     pod.advisor_s = t + CADVISOR_BASE_S * uniform(pod)
     open_instances(env, e, p)
-    cpu.last_s = t
-    cpu.capacity = sim.cpu_applied
-    cpu.per_job = 1.0
-    cpu.period_s = sim.cfs_period_s
-    cpu.period_end_s = t + sim.cfs_period_s
-    cpu.quota_s = sim.cpu_applied * sim.cfs_period_s
-    cpu.busy_s = 0.0
+    own.last_s = t
+    own.capacity = sim.cpu_applied
+    own.per_job = 1.0
+    own.period_s = sim.cfs_period_s
+    own.period_end_s = t + sim.cfs_period_s
+    own.quota_s = sim.cpu_applied * sim.cfs_period_s
+    own.busy_s = 0.0
 
 
 @jit
 def open_instances(env: Env, e: int, p: int) -> None:
     """Chain the pod's instances into its list of free ones."""
-    sim, pod, instances = env.sim_E[e], env.pods_EP[e][p], env.instances_EI[e]
-    first = p * sim.instances_max
+    sim, pod, instances = env.sim_E[e], env.pods_EP[e][p], env.instances_FI[env.sim_E[e].fleet]
+    first = (sim.first_pod + p) * sim.instances_max
     for k in range(pod.instances):
         instances[first + k].head = first + k + 1 if k + 1 < pod.instances else -1
         instances[first + k].size = 0
@@ -286,7 +226,7 @@ def endpoint_event(env: Env, e: int, p: int) -> None:
     accrue(env, e, pod.endpoint_s)
     pod.endpoint_s = INF
     if pod.state == READY and pod.endpoint < 0:
-        env.pods_EP[e][sim.endpoints].listed = p
+        env.pods_EP[e][sim.endpoints].listed = sim.first_pod + p
         pod.endpoint = sim.endpoints
         sim.endpoints += 1
     elif pod.state != READY and pod.endpoint >= 0:
@@ -300,15 +240,17 @@ def remove_endpoint(env: Env, e: int, p: int) -> None:
     sim.endpoints -= 1
     last, place = pods[sim.endpoints].listed, pods[p].endpoint
     pods[place].listed = last
-    pods[last].endpoint = place
+    pods[last - sim.first_pod].endpoint = place
     pods[p].endpoint = -1
 
 
 @jit
 def break_requests(env: Env, e: int, p: int, t: float, broken: int) -> int:
     """The process dies: every request still in the pod fails; returns the chain of their users in front of `broken`."""
-    sim, pod, users, instances = env.sim_E[e], env.pods_EP[e][p], env.users_EU[e], env.instances_EI[e]
-    first = p * sim.instances_max
+    sim, pod = env.sim_E[e], env.pods_EP[e][p]
+    instances = env.instances_FI[sim.fleet]
+    users = env.users_EU[sim.lead : sim.lead + sim.services].reshape(sim.services * env.users_EU.shape[1])
+    first = (sim.first_pod + p) * sim.instances_max
     for k in range(first, first + pod.instances):
         on_gpu = instances[k].on_gpu == 1
         if instances[k].size > 0:
@@ -341,7 +283,7 @@ def restart_container(env: Env, e: int, p: int, t: float) -> None:
     """
     sim, pod, users, meter = env.sim_E[e], env.pods_EP[e][p], env.users_EU[e], env.meters_EP[e][p]
     for u in range(len(users)):
-        if users[u].pod == p and users[u].uid == pod.uid:
+        if users[u].pod == sim.first_pod + p and users[u].uid == pod.uid:
             users[u].left = 0  # its kept-alive connection is closed
     clear_cpu(env, e, p, t)
     noticed_s = t + RELIST_S * uniform(pod)
@@ -362,24 +304,27 @@ def restart_container(env: Env, e: int, p: int, t: float) -> None:
 @jit
 def rebuild_gpu(env: Env, e: int, g: int, t: float) -> None:
     """Collect the jobs of a GPU anew, those of foreign processes among them; these never end by themselves."""
-    sim, pods, instances = env.sim_E[e], env.pods_EP[e], env.instances_EI[e]
-    nodes, gpu = env.instances_EI[e], env.resources_ER[e][sim.pods + g]
-    resource_sync(gpu, t)
-    gpu.root, gpu.jobs = -1, 0
-    for p in range(sim.pods):
-        if pods[p].state < RUNNING or pods[p].gpu != g:
-            continue
-        for k in range(p * sim.instances_max, p * sim.instances_max + pods[p].instances):
-            if instances[k].on_gpu == 1:
-                nodes[k].left = nodes[k].right = -1
-                gpu.root = merge(nodes, gpu.root, k)
-                gpu.jobs += 1
-    first = sim.pods * sim.instances_max + g * NEIGHBOURS
+    sim, device = env.sim_E[e], gpu(env, e, g)
+    nodes = env.instances_FI[sim.fleet]
+    resource_sync(device, t)
+    device.root, device.jobs = -1, 0
+    for s in range(sim.services):
+        pods = env.pods_EP[sim.lead + s]
+        for p in range(sim.pods):
+            if pods[p].state < RUNNING or pods[p].gpu != g:
+                continue
+            first = (s * sim.pods + p) * sim.instances_max
+            for k in range(first, first + pods[p].instances):
+                if nodes[k].on_gpu == 1:
+                    nodes[k].left = nodes[k].right = -1
+                    device.root = merge(nodes, device.root, k)
+                    device.jobs += 1
+    first = sim.services * sim.pods * sim.instances_max + g * NEIGHBOURS
     for k in range(first, first + sim.neighbours):
         nodes[k].key = INF
         nodes[k].left = nodes[k].right = -1
-        gpu.root = merge(nodes, gpu.root, k)
-        gpu.jobs += 1
+        device.root = merge(nodes, device.root, k)
+        device.jobs += 1
 
 
 @jit
@@ -392,9 +337,9 @@ def apply_resize(env: Env, e: int, t: float) -> None:
     accrue(env, e, t)
     for p in range(sim.pods):
         if pods[p].state >= RUNNING:
-            cpu = env.resources_ER[e][p]
-            resource_sync(cpu, t)
-            cpu.capacity = sim.cpu_limit
-            cpu.quota_s = sim.cpu_limit * cpu.period_s
-            cpu.throttled = 0
+            own = cpu(env, e, p)
+            resource_sync(own, t)
+            own.capacity = sim.cpu_limit
+            own.quota_s = sim.cpu_limit * own.period_s
+            own.throttled = 0
     sim.cpu_applied = sim.cpu_limit

@@ -3,9 +3,13 @@
 Few arrays with large records, rather than many arrays: every array handed to a compiled function costs
 compile time at each call, and forty of them made the engine take a minute to compile.
 
-Letters: E environments, U users (or request slots of an open load), P pod slots, G GPUs,
-I Triton instances per pod slot, L leaves of the event tree, W scrapes kept, B latency bins, K log rows,
-M moments of a fault plan.
+An environment is one service. Several that follow one another may form a fleet, which shares nodes and GPUs; by
+default every environment is a fleet of its own. What is shared lies on axis F, and whatever of it belongs to one
+service is numbered through: service s of a fleet has the users s·U ..., the pods s·P ... and their instances.
+
+Letters: E environments, F fleets, U users (or request slots of an open load), P pod slots, G GPUs of all nodes,
+M machines, I Triton instances per pod slot, L leaves of the event tree, W scrapes kept, B latency bins, K log rows,
+D moments of a fault plan.
 """
 
 from __future__ import annotations
@@ -85,9 +89,10 @@ def whole_lines(declared: list[tuple[str, str]]) -> np.dtype[Any]:
 
 USER = np.dtype(
     [("rng", "u8"), ("send_s", "f8"), ("enqueue_s", "f8"), ("next", "i4"), ("pod", "i4"), ("uid", "i4"),
-     ("left", "i4"), ("state", "i4")],
+     ("left", "i4"), ("state", "i4"), ("service", "i4")],
     align=True,
 )  # fmt: skip
+"""`next`, `pod` and every other number of a user or pod count through the fleet; `service` is the place in it."""
 EVENT = np.dtype([("t", "f8"), ("user", "i8")], align=True)
 TREE = np.dtype([("t", "f8"), ("leaf", "i8")], align=True)
 LEVELS = np.dtype([("from_s", "f8"), ("users", "i8")], align=True)
@@ -120,7 +125,7 @@ POD = whole_lines(
     fields(
         "life_s endpoint_s sigterm_s kill_s created_s admitted_s up_s ready_s turned_s batch_s share vram_bytes "
         "advisor_s backoff_s backoff_at_s",
-        "state uid revision gpu endpoint listed head tail queued in_flight free instances restarts",
+        "state uid revision gpu endpoint listed head tail queued in_flight free instances restarts service",
         states="rng",
     )
 )
@@ -136,6 +141,22 @@ METER = np.dtype(
 )  # fmt: skip
 """What monitoring has of a pod slot: cAdvisor's readings, metrics-server's last two of them, and the scraped gauge."""
 
+MACHINE = np.dtype(
+    fields("cores held_bytes", "milli_cores memory_bytes matching score seen resume", states="rng"),
+    align=True,
+)
+"""What is counted of a node or GPU in passing.
+
+Of a node, when the scheduler looks for a place (schedule): CPU and memory requested, pods of the same ReplicaSet, score;
+of a GPU: VRAM held, and whether a service stands on it. `resume` and `rng`, of the first node only: where the next
+search begins, and the draws among equals.
+"""
+
+FLEET_TICK = (
+    "t", "gpu_busy", "vram_bytes", "pods_pending", "vram_fragmented", "vram_free", "cores_stranded", "cores_free",
+)  # fmt: skip
+"""Columns of a fleet's own tick log (readout.fleet_tick); `schedule.fragments` defines the last four."""
+
 HPA = np.dtype(
     [("spec", hpa.SPEC), ("metrics", hpa.METRIC, (1,)), ("rules", hpa.RULE, (HPA_RULES,)), ("memory", hpa.MEMORY),
      ("recs", hpa.REC, (HPA_RECS,)), ("up", hpa.EVENT, (HPA_EVENTS,)), ("down", hpa.EVENT, (HPA_EVENTS,))],
@@ -146,19 +167,19 @@ HPA = np.dtype(
 _CONSTANTS = fields(
     "think_min_s think_span_s gpu_alpha_s gpu_beta_s gpu_sigma host_alpha_s host_beta_s half_client_s tail_median_s "
     "tail_sigma slo_s queue_delay_s queue_timeout_s usable_vram_bytes pod_vram_bytes instance_vram_bytes "
-    "pod_memory_bytes node_cpu_cores schedule_min_s schedule_span_s start_mu start_sigma probe_delay_s "
+    "pod_memory_bytes node_cpu_cores node_memory_bytes schedule_min_s schedule_span_s start_mu start_sigma probe_delay_s "
     "probe_period_s endpoint_min_s endpoint_span_s prestop_s grace_s resize_delay_s api_delay_s cfs_period_s "
     "gpu_shared_loss gpu_loss_per_job gpu_capacity request_per_limit scrape_s metrics_server_s hpa_sync_s dcgm_s "
     "dcgm_window_s",
-    "pods gpus instances_max leaves is_open gpu_dist max_batch preferred_mask preferred_max queue_size "
+    "pods gpus nodes devices services lead fleet first_pod first_user instances_max leaves is_open gpu_dist max_batch preferred_mask preferred_max queue_size "
     "connection_requests mps window record surge_percent unavailable_percent",
     states="pod_key user_key",
 )
 _STATE = fields(
     "t cpu_limit cpu_applied gpu_share hpa_target latency_sum_s queue_sum_s cpu_gone_s accrued_s alive_s ready_s "
-    "limit_s vram_s vram_bytes dcgm_busy_s",
+    "limit_s vram_s vram_bytes dcgm_busy_s device_busy_s device_sum_s device_s due_s",
     "level target_users arrival free_slot replicas instances revision hpa_on hpa_metric events endpoints uid "
-    "completed failed slow batches in_flight scrapes log_rows ticks",
+    "completed failed slow batches in_flight scrapes log_rows ticks unscheduled",
     states="rng",
 )
 _TROUBLE = fields(
@@ -178,21 +199,32 @@ SIM = np.dtype(
     ],
     align=True,
 )
-"""An environment: its service's constants, its state, what was counted and scraped, and its HPA."""
+"""An environment: its service's constants, its state, what was counted and scraped, and its HPA.
+
+lead, fleet, services   the fleet it belongs to: its first environment, its place on axis F, its size
+first_pod, first_user   where its own begin in the fleet's numbering
+gpus, nodes             of the whole fleet; `pods` are the slots of this service
+devices                 what a sum of GPU time is divided by for a mean: all GPUs, or 1 where it is a mean already
+unscheduled             a pod waits for a node, or what it waits for may have come free
+due_s                   next event of its control plane
+device_busy_s           mean busy time of the GPUs its pods stand on, up to device_s, when these last changed;
+                        device_sum_s is the sum of their own counters then
+"""
 
 
 class Env(NamedTuple):
-    """Everything the engine reads and writes; arrays start with axis E."""
+    """Everything the engine reads and writes; arrays start with axis E, what a fleet shares with axis F."""
 
     sim_E: NDArray[Any]
     users_EU: NDArray[Any]
-    events_EU: NDArray[Any]  # 4-ary heap of the next arrivals
     pods_EP: NDArray[Any]
     meters_EP: NDArray[Any]
-    instances_EI: NDArray[Any]  # I of pod 0, I of pod 1, ..., then each GPU's neighbours
-    resources_ER: NDArray[Any]  # P pod CPUs, then G GPUs
-    tree_EL: NDArray[Any]  # tournament over the event sources, root at 1
     log_EK: NDArray[Any]
     levels_EV: NDArray[Any]
-    faults_EM: NDArray[Any]
+    faults_ED: NDArray[Any]
     arrival_s_EN: NDArray[np.float64]
+    events_FU: NDArray[Any]  # 4-ary heap of the next arrivals
+    instances_FI: NDArray[Any]  # I of pod 0, I of pod 1, ..., then each GPU's neighbours
+    resources_FR: NDArray[Any]  # the CPUs of all pods, then G GPUs
+    tree_FL: NDArray[Any]  # tournament over the resources, root at 1
+    machines_FM: NDArray[Any]  # N nodes, then G GPUs

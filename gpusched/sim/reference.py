@@ -3,22 +3,21 @@
 Written to be read beside the Kubernetes, Triton and Linux rules it follows, with the simplest data structures and
 no code shared with the compiled engine but constants and the HPA controller (which has an oracle of its own).
 It draws from the same random streams in the same order, so both engines live through the same requests.
-`reference_parts` holds processors, pods and streams, `reference_control` the control plane; here are the users,
-Triton, the event loop and what is read off it.
+`reference_parts` holds processors, pods and streams, `reference_schedule` the nodes, `reference_metrics` and
+`reference_control` the control plane, `reference_readout` what is read off; here are the users, Triton and the event loop.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpusched.core.fault import FaultPlan
-from gpusched.core.logs import RequestLog, TickLog
+from gpusched.core.logs import RequestLog
 from gpusched.core.ports import Episode
 from gpusched.core.seeds import child, states
 from gpusched.core.service import Service
@@ -38,23 +37,26 @@ from gpusched.sim.records import (
     SCRAPE,
     THINKING,
 )  # fmt: skip
-from gpusched.sim.reference_control import CADVISOR_S, CLOCK_ORDER, ControlPlane
-from gpusched.sim.reference_parts import Batch, Pod, Processor, Stream, User, on_grid, p95
+from gpusched.sim.reference_control import CLOCK_ORDER
+from gpusched.sim.reference_metrics import CADVISOR_S
+from gpusched.sim.reference_parts import Batch, Pod, Processor, Stream, User, on_grid
+from gpusched.sim.reference_readout import Readout
+from gpusched.sim.reference_schedule import Machines
 
 OPEN_SLOTS = 4096
 LONG_AGO_S = 3600.0
-Event = tuple[float, int, int, int, Callable[[], None]]
+Event = tuple[float, int, int, int, int, int, Callable[[], None]]
 
 
-class Reference(ControlPlane):
+class Reference(Readout):
     """One environment of `batch.BatchSim`, with the same meaning of all arguments."""
 
     def __init__(
         self, service: Service, *, max_replicas: int, clocks: Any, slo_s: float, start_replicas: int = 1,
-        tick_s: float = 5.0, gpu_capacity: float = 1.0, gpu_dist: int | None = None,
+        tick_s: float = 5.0, gpu_capacity: float = 1.0, gpu_dist: int | None = None, machines: Machines | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(service, clocks, max_replicas)
-        self.slo_s, self.tick_s, self.replicas = slo_s, tick_s, start_replicas
+        super().__init__(service, clocks, max_replicas, machines or Machines())
+        self.slo_s, self.tick_s, self.start_replicas = slo_s, tick_s, start_replicas
         self.gpu_capacity = gpu_capacity
         self.half_client_s = 0.5 * self.value["client_s"]  # half lies before the pod, half behind it
         spread = LOGNORMAL if self.value["gpu_cv"] > 0.0 else DETERMINISTIC
@@ -66,8 +68,10 @@ class Reference(ControlPlane):
         """Put the service at t = 0, start replicas long ready, load about to begin. Once per object."""
         self.t, self.plan = 0.0, episode.plan
         users_seed, keys_seed, clocks_seed, pods_seed = (child(episode.seed, k) for k in range(4))
-        rng, self.pod_key, self.user_key = (int(word) for word in states(keys_seed, 3))
+        rng, self.pod_key, self.user_key, scheduler = (int(word) for word in states(keys_seed, 4))
         self.stream = Stream(state=rng)
+        self.slo_s = self.slo_s if episode.slo_s is None else episode.slo_s
+        self.replicas = self.start_replicas if episode.start_replicas is None else episode.start_replicas
         self.in_flight = self.completed = self.failed = self.slow = self.batches = 0
         self.latency_sum_s = self.queue_sum_s = 0.0
         self.held = dict.fromkeys(("alive", "ready", "limit", "vram"), 0.0)
@@ -76,10 +80,12 @@ class Reference(ControlPlane):
         self.ticks: list[list[float]] = []
         self._start_load([int(word) for word in states(users_seed, max(self.plan.max_users, 1))])
         self._start_clocks(np.random.default_rng(clocks_seed))
-        self._start_gpus()
+        if self.place == 0:  # a fleet's first service brings what all share
+            self._start_gpus()
+            self.machines.stream = Stream(state=scheduler)
         self.begin_faults(episode.fault or FaultPlan())
         self._start_pods(np.random.default_rng(pods_seed))
-        self.before = self._account()
+        self.before = self.account()
 
     def _start_load(self, words: list[int]) -> None:
         self.arrivals: list[tuple[float, int]] = []
@@ -106,18 +112,20 @@ class Reference(ControlPlane):
         mps, v = self.service.sharing == "mps", self.value
         switch = 0.0 if mps else v["gpu_switch_s"] / v["gpu_slice_s"]
         interference = v["mps_interference"] if mps else 0.0
-        self.gpus = [
+        self.machines.gpus = [
             Processor(capacity=self.gpu_capacity, now_s=0.0, shared_loss=switch, loss_per_job=interference)
-            for _ in range(int(v["gpus"]))
+            for _ in range(self.machines.nodes * int(v["gpus"]))
         ]
 
     def _start_pods(self, rng: np.random.Generator) -> None:
-        for k in range(self.replicas):
+        for _ in range(self.replicas):
             phase = float(rng.random())
             pod = self.create_pod()
-            if pod is None or pod.admitted_s == -INF:
+            if pod is None:
                 continue
-            pod.gpu = k % len(self.gpus)
+            self.schedule(pod)
+            if pod.admitted_s == -INF:
+                continue
             self.start_process(pod)
             pod.state, pod.life_s, pod.advisor_s = READY, INF, CADVISOR_S * phase
             pod.created_s = pod.admitted_s = pod.up_s = pod.ready_s = pod.turned_s = -LONG_AGO_S
@@ -129,44 +137,48 @@ class Reference(ControlPlane):
 
     def run(self, until_s: float) -> None:
         """Live through everything due until then."""
-        while True:
-            t, *_, act = min(self._due(), key=lambda event: event[:4])
-            if t > until_s:
-                break
-            self._elapse(t)
-            act()
-        self._elapse(until_s)
+        run_together([self], until_s)
 
-    def _due(self) -> Iterator[Event]:
-        """Every next event: time, then who goes first of two at the same time, then what to do."""
+    def step(self, until_s: float) -> None:
+        """Run to a control tick, writing a tick row every `tick_s`."""
+        while (len(self.ticks) + 1) * self.tick_s <= until_s + 1e-9:
+            self.run((len(self.ticks) + 1) * self.tick_s)
+            self.tick()
+
+    def due(self) -> Iterator[Event]:
+        """Every next event: time, then who goes first of several at the same time, then what to do.
+
+        Arrivals come first, then CPUs, GPUs, and the control planes, one service after the other.
+        """
+        e = self.place
         if self.arrivals:
-            yield self.arrivals[0][0], 0, 0, 0, self.arrive
+            yield self.arrivals[0][0], 0, e, 0, 0, 0, self.arrive
         for pod in self.pods():
             if pod.cpu:
                 t, batch = pod.cpu.next()
                 if pod.batch_s <= t:
-                    yield pod.batch_s, 1, pod.slot, 0, lambda pod=pod: self.form_batches(pod)  # type: ignore[misc]
+                    yield pod.batch_s, 1, e, pod.slot, 0, 0, lambda pod=pod: self.form_batches(pod)  # type: ignore[misc]
                 else:
-                    yield t, 1, pod.slot, 0, lambda pod=pod, batch=batch: self.cpu_event(pod, batch)  # type: ignore[misc]
-        for g, gpu in enumerate(self.gpus):
-            t, batch = gpu.next()
-            yield t, 2, g, 0, lambda g=g, batch=batch: self.gpu_done(g, batch)  # type: ignore[misc]
+                    yield t, 1, e, pod.slot, 0, 0, lambda pod=pod, batch=batch: self.cpu_event(pod, batch)  # type: ignore[misc]
         for pod in self.pods():
-            yield pod.endpoint_s, 3, pod.slot, 0, lambda pod=pod: self.endpoint(pod)  # type: ignore[misc]
-            yield pod.advisor_s, 3, pod.slot, 1, lambda pod=pod: self.advisor(pod)  # type: ignore[misc]
-            yield pod.life_s, 3, pod.slot, 2, lambda pod=pod: self.life(pod)  # type: ignore[misc]
+            yield pod.endpoint_s, 3, e, 0, pod.slot, 0, lambda pod=pod: self.endpoint(pod)  # type: ignore[misc]
+            yield pod.advisor_s, 3, e, 0, pod.slot, 1, lambda pod=pod: self.advisor(pod)  # type: ignore[misc]
+            yield pod.life_s, 3, e, 0, pod.slot, 2, lambda pod=pod: self.life(pod)  # type: ignore[misc]
         actions = self.clock_actions()
         for rank, clock in enumerate(CLOCK_ORDER):
-            yield self.clock_s[clock], 4, rank, 0, actions[clock]
+            yield self.clock_s[clock], 3, e, 1, rank, 0, actions[clock]
 
-    def _elapse(self, t: float) -> None:
+    def elapse(self, t: float) -> None:
+        """Let time pass in which nothing happens."""
         dt, holding = t - self.t, self.holding()
         self.held["alive"] += dt * len(holding)
         self.held["ready"] += dt * len(self.endpoints)
         self.held["limit"] += dt * len(holding) * self.cpu_applied
         self.held["vram"] += dt * sum(pod.vram_bytes for pod in holding)
-        for processor in [*self.gpus, *(pod.cpu for pod in self.pods() if pod.cpu)]:
-            processor.elapse(t)
+        self.watch_gpus(dt)
+        for pod in self.pods():
+            if pod.cpu:
+                pod.cpu.elapse(t)
         self.t = t
 
     # --- users ---
@@ -331,12 +343,11 @@ class Reference(ControlPlane):
             work_s *= math.exp(sigma * stream.normal() - sigma**2 / 2)
         elif self.gpu_dist == EXPONENTIAL:
             work_s *= -math.log(stream.uniform())
-        self.gpus[batch.pod.gpu].left_s[batch] = work_s
+        self.machines.gpus[batch.pod.gpu].left_s[batch] = work_s
 
-    def gpu_done(self, g: int, batch: Batch | None) -> None:
-        assert batch
-        del self.gpus[g].left_s[batch]
+    def gpu_done(self, batch: Batch) -> None:
         pod = batch.pod
+        del self.machines.gpus[pod.gpu].left_s[batch]
         pod.running.remove(batch)
         pod.idle += 1
         self.batches += 1
@@ -345,70 +356,26 @@ class Reference(ControlPlane):
         for user in batch.users:
             self.answer(user, ok=True)
 
-    # --- what is read off ---
 
-    def counters(self) -> dict[str, Any]:
-        """Return what Prometheus scrapes."""
-        names = ("t", "completed", "failed", "slow", "latency_sum_s", "queue_sum_s", "batches", "in_flight")
-        return {name: getattr(self, name) for name in names} | {
-            "cpu_used_s": self.cpu_used_s(), "answered": len(self.latencies_s),
-        }  # fmt: skip
-
-    def _account(self) -> dict[str, Any]:
-        return self.counters() | self.held | {"gpu_busy_s": self.gpu_busy_s()}
-
-    def step(self, until_s: float) -> None:
-        """Run to a control tick, writing a tick row every `tick_s`."""
-        while (len(self.ticks) + 1) * self.tick_s <= until_s + 1e-9:
-            self.run((len(self.ticks) + 1) * self.tick_s)
-            self._tick()
-
-    def _tick(self) -> None:
-        now, before = self._account(), self.before
-        d = {name: now[name] - before[name] for name in now}
-        alive = d["alive"] / d["t"]
-        self.ticks.append([
-            self.t, self.target_users, self.replicas, d["ready"] / d["t"], alive, d["cpu_used_s"] / d["t"],
-            d["limit"] / d["t"], d["gpu_busy_s"] / d["t"] / len(self.gpus), d["vram"] / d["t"],
-            alive * self.value["pod_memory_bytes"], self.in_flight, d["completed"], d["failed"], d["slow"],
-            d["latency_sum_s"], p95(self.latencies_s[before["answered"] :]), d["queue_sum_s"], d["batches"],
-            self.hpa_target if self.hpa else math.nan, self.cpu_limit, self.instances, self.share,
-        ])  # fmt: skip
-        self.before = now
-
-    def observe(self) -> NDArray[np.float64]:
-        """Return what a policy sees, in the order of core.observation.Observation."""
-        ready, nan = len(self.endpoints), math.nan
-        gpu = self.latest(self.gpu_samples) or {"busy": nan, "vram_bytes": nan}
-        row = [nan] * 10 + [
-            gpu["busy"], gpu["vram_bytes"], self.replicas, ready, self.hpa_target if self.hpa else nan,
-            self.cpu_limit, self.instances, self.share, self.age_s(self.scrapes), self.age_s(self.gpu_samples),
-        ]  # fmt: skip
-        row[7] = (self.latest(self.scrapes) or {"in_flight": nan})["in_flight"]
-        if len(self.window()) < 2:
-            return np.array(row)
-        newer, older = self.window()[-1], self.window()[0]
-        d = {name: newer[name] - older[name] for name in newer if name != "pods"}
-        done, cores = d["completed"], d["cpu_used_s"] / d["t"]
-        row[0] = done / d["t"]
-        row[1] = d["failed"] / (done + d["failed"]) if done + d["failed"] else nan
-        if done:
-            row[2], row[3], row[5] = d["slow"] / done, d["latency_sum_s"] / done, d["queue_sum_s"] / done
-            row[4] = p95(self.latencies_s[older["answered"] : newer["answered"]])
-            row[6] = done / d["batches"] if d["batches"] else nan
-        row[8] = cores
-        row[9] = cores / (ready * self.request_cores()) if ready else nan
-        return np.array(row)
-
-    def overdue(self) -> int:
-        """Requests in the pods that have no answer and are later than the SLO."""
-        waiting = [user for user in self.users if user.state in (QUEUED, EXECUTING)]
-        return sum(self.t - user.send_s > self.slo_s for user in waiting)
-
-    def logs(self) -> tuple[RequestLog, TickLog]:
-        """Return all requests, open ones last with their age, and the ticks."""
-        waiting = [u for u in self.users if u.state in (QUEUED, EXECUTING)]
-        rows = self.log + [(u.send_s, self.t - u.send_s, RequestLog.UNFINISHED) for u in waiting]
-        start_N, latency_N, status_N = np.array(rows, dtype=np.float64).reshape(-1, 3).T
-        requests = RequestLog(start_s_N=start_N, latency_s_N=latency_N, status_N=status_N.astype(np.int8))
-        return requests, TickLog.from_table(np.array(self.ticks))
+def run_together(services: Sequence[Reference], until_s: float) -> None:
+    """Let services that share their nodes and GPUs live through everything due until then, in the order of time."""
+    machines = services[0].machines
+    while True:
+        events = [event for service in services for event in service.due()]
+        for g, gpu in enumerate(machines.gpus):
+            t, batch = gpu.next()
+            if batch:
+                owner = services[batch.pod.place]
+                events.append(
+                    (t, 2, g, 0, 0, 0, lambda owner=owner, batch=batch: owner.gpu_done(batch))  # type: ignore[misc]
+                )
+        t, *_, act = min(events, key=lambda event: event[:6])
+        for service in services:
+            service.elapse(min(t, until_s))
+        for gpu in machines.gpus:
+            gpu.elapse(min(t, until_s))
+        if t > until_s:
+            return
+        act()
+        if machines.wake:
+            machines.schedule_pending()

@@ -1,4 +1,4 @@
-"""The reference engine's control plane: Deployment, scheduler, pod life, metrics pipeline, HPA."""
+"""The reference engine's control plane: Deployment, pod life, faults, controls."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from gpusched.core.controls import UNSET, Controls, HPASpec
+from gpusched.core.controls import UNSET, Controls
 from gpusched.core.fault import LEVELS, FaultPlan
 from gpusched.core.service import Service
-from gpusched.sim import hpa
-from gpusched.sim.hpa_replicas import PHASE_PENDING, PHASE_RUNNING, READY_FALSE, READY_TRUE
 from gpusched.sim.records import (
     DCGM_BEGIN,
     DCGM_END,
@@ -31,28 +27,26 @@ from gpusched.sim.records import (
     SCRAPE,
     TERMINATING,
 )  # fmt: skip
+from gpusched.sim.reference_metrics import CADVISOR_S, Metrics
 from gpusched.sim.reference_parts import Pod, Processor, Stream, User
+from gpusched.sim.reference_schedule import Machines
 
-CADVISOR_S = 10.0
 RELIST_S = 1.0
 CLOCK_ORDER = (FAULT, LEVEL, RESIZE, DEPLOY, METRICS_SERVER, SCRAPE, DCGM_END, DCGM_BEGIN, HPA_SYNC)
 """Who goes first of two that are due at the same time."""
 
 
-class ControlPlane:
+class ControlPlane(Metrics):
     """Pods and what moves them. The data plane (`reference.Reference`) gives and takes the requests."""
 
     service: Service
-    clocks: Any
-    t: float
-    replicas: int
-    gpus: list[Processor]
     in_flight: int
-    stream: Stream
     pod_key: int
 
-    def __init__(self, service: Service, clocks: Any, max_replicas: int) -> None:
-        self.service, self.clocks = service, clocks
+    def __init__(self, service: Service, clocks: Any, max_replicas: int, machines: Machines) -> None:
+        self.service, self.clocks, self.machines = service, clocks, machines
+        self.place = len(machines.services)
+        machines.services.append(self)
         self.value = {name: c.value for name, c in service.constants().items()}
         self.slots: list[Pod | None] = [None] * (2 * max_replicas + 1)
         self.endpoints: list[Pod] = []
@@ -60,11 +54,10 @@ class ControlPlane:
         self.instances, self.share = int(self.value["instances"]), 1.0
         self.cpu_limit = self.cpu_applied = self.value["cpu_limit_cores"]
         self.clock_s = [INF] * (FAULT + 1)
-        self.gone_cpu_s = self.gone_to_dcgm_s = 0.0
-        self.scrapes: list[dict[str, Any]] = []  # a lost one has a time only
-        self.gpu_samples: list[dict[str, float]] = []
+        self.gone_cpu_s = self.gone_to_dcgm_s = self.device_busy_s = 0.0
+        self.scrapes, self.gpu_samples = [], []
         self.fault, self.level_now, self.frozen_s = FaultPlan(), dict(LEVELS), -INF
-        self.hpa: HPASpec | None = None
+        self.hpa = None
 
     # --- what the data plane must offer ---
 
@@ -72,9 +65,6 @@ class ControlPlane:
         raise NotImplementedError
 
     def fail(self, users: list[User]) -> None:
-        raise NotImplementedError
-
-    def counters(self) -> dict[str, Any]:
         raise NotImplementedError
 
     def disconnect(self, pod: Pod) -> None:
@@ -132,21 +122,16 @@ class ControlPlane:
         pod = Pod(
             slot=self.slots.index(None), uid=self.uid, stream=Stream.fork(self.pod_key, self.uid), state=PENDING,
             revision=self.revision, instances=self.instances, share=self.share, vram_bytes=vram_bytes,
-            created_s=self.t, turned_s=self.t,
+            created_s=self.t, turned_s=self.t, place=self.place,
         )  # fmt: skip
         self.slots[pod.slot] = pod
-        self.schedule(pod)
+        self.machines.wake = True
         return pod
 
     def schedule(self, pod: Pod) -> None:
-        """Bind the pod to the GPU with the least VRAM taken, where it fits and the node has the CPU."""
-        taken = [sum(p.vram_bytes for p in self.holding() if p.gpu == g) for g in range(len(self.gpus))]
-        g = taken.index(min(taken))
-        requested = (len(self.holding()) + 1) * self.request_cores()
-        if (
-            taken[g] + pod.vram_bytes > self.service.usable_vram_bytes
-            or requested > self.value["node_cpu_cores"] - self.level_now["stolen_cores"]
-        ):
+        """Bind the pod to a node and a GPU, if there is one with room."""
+        g = self.machines.place(self, pod)
+        if g is None:
             return
         low, high = self.value["schedule_min_s"], self.value["schedule_max_s"]
         pod.state, pod.gpu = SCHEDULED, g
@@ -172,7 +157,7 @@ class ControlPlane:
         pod.state, pod.ready_s, pod.turned_s, pod.life_s = READY, self.t, self.t, INF
         pod.endpoint_s = self.t + self.endpoint_lag_s(pod)
         if self.service.sharing == "mps":
-            self.gpus[pod.gpu].per_job = pod.share
+            self.machines.gpus[pod.gpu].per_job = pod.share
         self.deploy_soon()
 
     def endpoint_lag_s(self, pod: Pod) -> float:
@@ -241,7 +226,7 @@ class ControlPlane:
         """Take all requests out of a pod whose process is gone, and return their users."""
         broken = [*pod.queue, *(user for batch in pod.running for user in batch.users)]
         for batch in pod.running:
-            self.gpus[pod.gpu].left_s.pop(batch, None)
+            self.machines.gpus[pod.gpu].left_s.pop(batch, None)
         self.in_flight -= len(broken)
         pod.queue.clear()
         pod.running.clear()
@@ -255,9 +240,7 @@ class ControlPlane:
         if pod in self.endpoints:
             self.remove_endpoint(pod)
         self.deploy_soon()
-        for other in self.pods():
-            if other.state == PENDING:
-                self.schedule(other)
+        self.machines.wake = True
 
     def endpoint(self, pod: Pod) -> None:
         pod.endpoint_s = INF
@@ -279,143 +262,6 @@ class ControlPlane:
         for pod in self.pods():
             if pod.cpu:
                 pod.cpu.resize(self.cpu_limit)
-
-    # --- metrics ---
-
-    def advisor(self, pod: Pod) -> None:
-        """cAdvisor reads the CPU counter, again after 10 to 20 s."""
-        pod.seen.append((self.t, pod.cpu.used_s if pod.cpu else 0.0))
-        pod.advisor_s = self.t + CADVISOR_S * (1.0 + pod.stream.uniform())
-
-    def metrics_server(self) -> None:
-        """Keep the last two distinct samples of every container the scrape finds, and none of the others.
-
-        A container that is at least 10 s and less than one resolution old is paired with its start instead.
-        """
-        self.clock_s[METRICS_SERVER] += self.clocks.metrics_server_s
-        for pod in self.pods():
-            if pod.cpu is None or self.level_now["metrics_lost"]:
-                pod.older = pod.newer = None
-                continue
-            visible = [sample for sample in pod.seen if sample[0] <= self.visible_s()]
-            if not visible:
-                continue
-            if 10.0 <= visible[-1][0] - pod.up_s < self.clocks.metrics_server_s:
-                pod.older = (pod.up_s, 0.0)
-            elif pod.newer is None or visible[-1][0] > pod.newer[0]:
-                pod.older = (
-                    pod.newer if pod.newer and pod.newer[0] > pod.up_s else None
-                )  # not across a restart
-            pod.newer = visible[-1]
-
-    def cpu_used_s(self) -> float:
-        return self.gone_cpu_s + sum(pod.cpu.used_s for pod in self.pods() if pod.cpu)
-
-    def gpu_busy_s(self) -> float:
-        return sum(gpu.busy_s for gpu in self.gpus)
-
-    def scrape(self) -> None:
-        self.clock_s[SCRAPE] += self.clocks.scrape_s
-        pods = {pod.uid: pod.in_flight for pod in self.pods()}
-        lost = bool(self.level_now["metrics_lost"])
-        self.scrapes.append({"t": self.t} if lost else self.counters() | {"pods": pods})
-
-    def visible_s(self) -> float:
-        """Samples taken until then can be seen; a delay that grows stops the data, but takes nothing back."""
-        return max(self.frozen_s, self.t - self.level_now["metric_delay_s"])
-
-    def latest(self, samples: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """Return the newest sample that can be seen, None where it was lost or there is none."""
-        visible = [sample for sample in samples if sample["t"] <= self.visible_s()]
-        return visible[-1] if visible and len(visible[-1]) > 1 else None
-
-    def window(self) -> list[dict[str, Any]]:
-        """Return the scrapes inside the window that were not lost."""
-        rows = max(2, round(self.clocks.window_s / self.clocks.scrape_s) + 1)
-        visible = [scrape for scrape in self.scrapes if scrape["t"] <= self.visible_s()]
-        return [scrape for scrape in visible[-rows:] if len(scrape) > 1]
-
-    def age_s(self, samples: list[dict[str, Any]]) -> float:
-        """Age of the newest sample that was not lost, INF without one."""
-        taken_s = [sample["t"] for sample in samples if len(sample) > 1 and sample["t"] <= self.visible_s()]
-        return self.t - taken_s[-1] if taken_s else INF
-
-    def dcgm_begin(self) -> None:
-        self.clock_s[DCGM_BEGIN] += self.clocks.dcgm_s
-        self.gone_to_dcgm_s = self.gpu_busy_s()
-
-    def dcgm_end(self) -> None:
-        """A point sample of the device: the share of a short window in which a kernel ran."""
-        self.clock_s[DCGM_END] += self.clocks.dcgm_s
-        window_s = min(self.clocks.dcgm_window_s, self.clocks.dcgm_s)
-        busy = (self.gpu_busy_s() - self.gone_to_dcgm_s) / (window_s * len(self.gpus))
-        seen = {"busy": busy, "vram_bytes": sum(pod.vram_bytes for pod in self.holding())}
-        self.gpu_samples.append({"t": self.t} | ({} if self.level_now["metrics_lost"] else seen))
-
-    # --- HPA ---
-
-    def start_hpa(self) -> None:
-        """A controller without a past, looking at a phase of its own."""
-        self.memory = np.zeros(1, dtype=hpa.MEMORY)
-        self.history = [np.zeros(512, dtype=dtype) for dtype in (hpa.REC, hpa.EVENT, hpa.EVENT)]
-        self.clock_s[HPA_SYNC] = self.t + self.clocks.hpa_sync_s * self.stream.uniform()
-
-    def hpa_sync(self) -> None:
-        self.clock_s[HPA_SYNC] = self.t + self.clocks.hpa_sync_s + 0.01 + 0.09 * self.stream.uniform()
-        assert self.hpa is not None
-        packed, pods = hpa.pack(self.hpa), self.pods()
-        packed.metrics_M["target"] = hpa.target_units(self.hpa.metric, self.hpa_target)
-        listed = [self.listed(pod) for pod in pods]
-        samples = [self.sample(pod) for pod in pods]
-        columns = [np.array([[s[k] for s in samples]], dtype=np.int64) for k in range(4)]
-        value, sample_ms, window_ms, request = columns
-        has = np.array([[s[4] for s in samples]], dtype=np.bool_)
-        available = np.array([len(self.window()) > 1], dtype=np.int64)
-        desired, rescaled, _ = hpa.reconcile(
-            packed.spec[0], packed.metrics_M, packed.rules, self.memory[0], *self.history,
-            np.array(listed, dtype=hpa.POD), len(pods), value, sample_ms, window_ms, has, request,
-            np.array([self.queue_us()]), available, round(self.t * 1000.0), self.replicas,
-            sum(1 for pod in pods if pod.active), 0, np.zeros(1, dtype=hpa.STATUS),
-        )  # fmt: skip
-        if rescaled:
-            self.replicas = int(desired)
-            self.deploy_soon()
-
-    def listed(self, pod: Pod) -> tuple[int, int, int, int, int]:
-        """The pod as the API shows it: phase, deleting, Ready, its last transition, start; whole seconds."""
-        return (
-            PHASE_RUNNING if pod.state >= RUNNING or pod.restarts else PHASE_PENDING,
-            int(pod.state == TERMINATING),
-            READY_TRUE if pod.ready_s > -INF else READY_FALSE,
-            1000 * math.floor(pod.turned_s),
-            hpa.NONE_MS if pod.state == PENDING else 1000 * math.floor(pod.admitted_s),
-        )
-
-    def sample(self, pod: Pod) -> tuple[int, int, int, int, bool]:
-        """The pod's metric: value, timestamp, window, request, whether there is one."""
-        request = math.ceil(self.request_cores() * 1000.0 - 1e-9)
-        nothing = 0, 0, 0, request, False
-        if pod.state < RUNNING:
-            return nothing
-        if self.hpa is not None and self.hpa.metric != "cpu":
-            scrape = self.latest(self.scrapes)
-            if scrape is None or scrape["t"] < pod.up_s:
-                return nothing
-            return 1000 * scrape["pods"][pod.uid], int(self.t * 1000.0), 0, request, True
-        if pod.newer is None or pod.older is None:
-            return nothing
-        window_s = pod.newer[0] - pod.older[0]
-        cores = (pod.newer[1] - pod.older[1]) / window_s
-        newer_ms = 1000 * math.floor(pod.newer[0])
-        return math.ceil(cores * 1000.0 - 1e-9), newer_ms, int(window_s * 1000.0), request, True
-
-    def queue_us(self) -> int:
-        """Mean Triton queue time of the window, microseconds."""
-        if len(self.window()) < 2:
-            return 0
-        newer, older = self.window()[-1], self.window()[0]
-        done = newer["completed"] - older["completed"]
-        return int((newer["queue_sum_s"] - older["queue_sum_s"]) / done * 1e6) if done > 0 else 0
 
     # --- faults ---
 
@@ -446,12 +292,10 @@ class ControlPlane:
         before, visible_s, self.level_now = self.level_now, self.visible_s(), now
         if now["metric_delay_s"] != before["metric_delay_s"]:
             self.frozen_s = visible_s
-        for gpu in self.gpus:
+        for gpu in self.machines.gpus:
             gpu.speed, gpu.foreign = now["gpu_speed"], int(now["neighbours"])
         if now["stolen_cores"] != before["stolen_cores"]:
-            for pod in self.pods():
-                if pod.state == PENDING:
-                    self.schedule(pod)
+            self.machines.wake = True
 
     # --- controls ---
 

@@ -181,6 +181,7 @@ class Pod:
     vram_bytes: float
     created_s: float
     state: int
+    place: int = 0  # of its service in the fleet
     gpu: int = -1
     cpu: Processor | None = None
     queue: deque[User] = field(default_factory=deque)

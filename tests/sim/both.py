@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from world import Scenario
+from world import FleetScenario, Scenario
 
 from gpusched.core.logs import RequestLog, TickLog
 from gpusched.core.observation import Observation
@@ -50,6 +50,33 @@ def lockstep(scenario: Scenario) -> tuple[RequestLog, TickLog]:
     assert_same_ticks(ticks, expected_ticks)
     assert_same_requests(requests, expected_requests)
     return requests, ticks
+
+
+def fleet_lockstep(scenario: FleetScenario) -> tuple[list[tuple[RequestLog, TickLog]], np.ndarray[Any, Any]]:
+    """As `lockstep`, for services that share nodes; returns the logs of each, and the fleet's own ticks [T, C]."""
+    compiled, reference = scenario.compiled(), scenario.reference()
+    S = len(scenario.loads)
+    compiled.reset(scenario.episodes(), range(S))
+    reference.reset(scenario.episodes())
+    for until_s, asked in scenario.steps():
+        for place, one in asked:
+            compiled.apply(one, [place])
+            reference.services[place].apply(one)
+        compiled.step(np.full(S, until_s))
+        reference.step(until_s)
+        for e, service in enumerate(reference.services):
+            for name, x, y in zip(Observation.columns(), compiled.seen_EF[e], service.observe(), strict=True):
+                np.testing.assert_allclose(
+                    x, y, rtol=1e-6, atol=1e-6, err_msg=f"{name} of {e} at {until_s} s"
+                )
+            assert compiled.overdue_E[e] == service.overdue()
+    logs = [compiled.logs(e) for e in range(S)]
+    for (requests, ticks), service in zip(logs, reference.services, strict=True):
+        expected_requests, expected_ticks = service.logs()
+        assert_same_ticks(ticks, expected_ticks)
+        assert_same_requests(requests, expected_requests)
+    np.testing.assert_allclose(compiled.fleet_ticks(), np.array(reference.ticks), rtol=1e-6, atol=1e-6)
+    return logs, compiled.fleet_ticks()
 
 
 def failed(log: RequestLog) -> int:

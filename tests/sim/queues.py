@@ -89,7 +89,7 @@ def measure(
         start_replicas=replicas, record=False,
     )  # fmt: skip
     sim.reset([episode(plan, seed, e, **more) for e, plan in enumerate(plans)], list(range(E)))
-    sim.env.resources_ER["capacity"][:, sim.pod_slots :] = capacity
+    sim.env.resources_FR["capacity"][:, sim.pod_slots :] = capacity
     if dist is not None:
         sim.env.sim_E["gpu_dist"] = dist
     for until_s in (begin_s, end_s):

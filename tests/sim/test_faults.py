@@ -379,7 +379,7 @@ def test_nothing_is_left_of_a_fault() -> None:
             run(sim, 40.0)
         for name in ("capacity", "per_job"):
             np.testing.assert_allclose(
-                hurt.env.resources_ER[name][0], well.env.resources_ER[name][0], rtol=1e-12
+                hurt.env.resources_FR[name][0], well.env.resources_FR[name][0], rtol=1e-12
             )
         for name in (
             "host_alpha_s",
@@ -390,8 +390,8 @@ def test_nothing_is_left_of_a_fault() -> None:
             "metrics_lost",
         ):
             assert hurt.env.sim_E[name][0] == well.env.sim_E[name][0], name
-        idle = hurt.env.resources_ER[0][hurt.pod_slots :]
-        on_gpu = hurt.env.instances_EI["on_gpu"][0].sum()
+        idle = hurt.env.resources_FR[0][hurt.pod_slots :]
+        on_gpu = hurt.env.instances_FI["on_gpu"][0].sum()
         assert idle["jobs"].sum() == on_gpu
 
 

@@ -138,11 +138,11 @@ def check_users(sim: BatchSim, scenario: Scenario) -> None:
     assert count[EXECUTING] == sum(
         batch["size"]
         for p in np.flatnonzero(pods["state"] > 0)
-        for batch in sim.env.instances_EI[0][p * sim.instances_max :][: pods[p]["instances"]]
+        for batch in sim.env.instances_FI[0][p * sim.instances_max :][: pods[p]["instances"]]
     )
     if not scenario.load.is_open:
         assert count[THINKING] == state["events"]
-        heap = sim.env.events_EU[0][: state["events"]]
+        heap = sim.env.events_FU[0][: state["events"]]
         assert len(set(heap["user"])) == len(heap)
         assert np.all(heap["t"] >= state["t"])
 

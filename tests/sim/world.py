@@ -17,6 +17,8 @@ from gpusched.core.ports import Episode
 from gpusched.core.service import Constant, Service
 from gpusched.sim.batch import BatchSim, Clocks
 from gpusched.sim.reference import Reference
+from gpusched.sim.reference_fleet import ReferenceFleet
+from gpusched.sim.reference_schedule import Machines
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILE = ROOT / "conf" / "service" / "mobilenetv4-rtx3080.yaml"
@@ -145,4 +147,65 @@ class Scenario:
         return [
             (float(end), [c for t, c in self.asked if start - 1e-9 <= t < end - 1e-9])
             for start, end in zip(starts, ends, strict=True)
+        ]
+
+
+@dataclass(kw_only=True)
+class FleetScenario:
+    """Services that share `nodes` nodes, each with its own load; what is asked names the service by its place."""
+
+    loads: Sequence[LoadPlan]
+    services: Sequence[Service]
+    nodes: int = 1
+    asked: Sequence[tuple[float, int, Controls]] = ()
+    until_s: float = 60.0
+    start_replicas: Sequence[int] = ()
+    slo_s: float = 0.2
+    max_replicas: int = 4
+    instances_max: int = 4
+    control_s: float = 5.0
+    seed: int = 1
+
+    def episodes(self, fleet: int = 0) -> list[Episode]:
+        """Return what each service is to live through."""
+        starts = self.start_replicas or [1] * len(self.loads)
+        own = zip(self.loads, self.services, starts, strict=True)
+        return [
+            episode(load, self.seed + fleet, place, service=service, start_replicas=start)
+            for place, (load, service, start) in enumerate(own)
+        ]
+
+    def compiled(self, *, fleets: int = 1, threads: int = 1, record: bool = True) -> BatchSim:
+        """Return the compiled engine, not yet reset."""
+        S = len(self.loads)
+        return BatchSim(
+            self.services[0], envs=S * fleets, services=S, nodes=self.nodes, max_replicas=self.max_replicas,
+            clocks=Clocks(), slo_s=self.slo_s, instances_max=self.instances_max, record=record, threads=threads,
+        )  # fmt: skip
+
+    def reference(self) -> ReferenceFleet:
+        """Return the reference engine, not yet reset."""
+        machines = Machines(nodes=self.nodes)
+        return ReferenceFleet(
+            [
+                Reference(
+                    service,
+                    max_replicas=self.max_replicas,
+                    clocks=Clocks(),
+                    slo_s=self.slo_s,
+                    machines=machines,
+                )
+                for service in self.services
+            ]
+        )
+
+    def steps(self) -> list[tuple[float, list[tuple[int, Controls]]]]:
+        """Return the end of every control interval and what is asked of whom at its start."""
+        ends = np.arange(self.control_s, self.until_s + 1e-9, self.control_s)
+        return [
+            (
+                float(end),
+                [(place, c) for t, place, c in self.asked if end - self.control_s - 1e-9 <= t < end - 1e-9],
+            )
+            for end in ends
         ]
