@@ -242,7 +242,7 @@ class BatchSim(Beginning):
                 self._step_range(lead, lead + self.services, until_s_E)
 
     def _step_range(self, first: int, last: int, until_s_E: NDArray[np.float64]) -> None:
-        step = readout.step_fleets if self.services > 1 else readout.step_alone
+        step = readout.step_fleets if self.services > 1 or self.nodes > 1 else readout.step_alone
         step(
             self.env,
             int(first),

@@ -15,6 +15,15 @@ entry = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 """For what Python calls. Without numba's runtime: views need no reference counts, and nothing may allocate."""
 jit = njit(nogil=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """For what only compiled code calls: half the compile time, and its cache is its caller's. Python must not call it."""
+inlined = njit(
+    nogil=True,
+    error_model="numpy",
+    _nrt=False,
+    inline="always",
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+)
+"""As `jit`, for what has one caller and calls much: numba writes it into the caller."""
 allocating = njit(nogil=True, error_model="numpy", _nrt=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """As `jit`, for what needs memory of its own."""
 

@@ -21,7 +21,7 @@ from gpusched.sim.metrics import (
     window_rows,
 )
 from gpusched.sim.pods import CADVISOR_BASE_S, create_pod, start_process
-from gpusched.sim.primitives import copy_row, entry, jit, quantile, uniform
+from gpusched.sim.primitives import copy_row, entry, inlined, jit, quantile, uniform
 from gpusched.sim.records import (
     DEPLOY,
     EXECUTING,
@@ -165,10 +165,13 @@ def apply(
         slow[DEPLOY] = min(slow[DEPLOY], sim.t + sim.api_delay_s)
 
 
-def fleet_step(run: Any) -> Any:
-    """Return what advances one fleet by a control interval, with the given loop for its requests."""
+def fleet_step(run: Any, several: bool) -> Any:
+    """Return what advances one fleet by a control interval, with the given loop for its requests.
 
-    @jit
+    It is written into its one caller: a function in between would have the compiler go once more over all that it calls.
+    """
+
+    @inlined
     def advance(
         env: Env, e: int, until: float, tick_s: float, ticks_ETC: NDArray[Any], fleet_FTC: NDArray[Any],
         interval_EC: NDArray[Any],
@@ -196,7 +199,7 @@ def fleet_step(run: Any) -> Any:
             if not lead.record:
                 break
             row = lead.ticks
-            if lead.services > 1 or lead.nodes > 1:
+            if several:
                 fleet_tick(env, e, fleet_FTC[lead.fleet, row])
             for k in range(e, past):
                 tick(env, k, ticks_ETC[k, row], interval_EC[k])
@@ -207,7 +210,7 @@ def fleet_step(run: Any) -> Any:
     return advance
 
 
-advance_alone, advance_fleet = fleet_step(run_alone), fleet_step(run_fleet)
+advance_alone, advance_fleet = fleet_step(run_alone, False), fleet_step(run_fleet, True)
 
 
 @entry
