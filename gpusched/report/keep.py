@@ -15,7 +15,7 @@ from typing import Any
 from gpusched.core.errors import StoreError
 
 LARGE_BYTES = 60_000
-"""A file above this size stays with the report: a repository keeps every version of it for ever."""
+"""What is above this size stays with the report: a repository keeps every version of it for ever."""
 RUN_IDS = "run_ids"
 TRACED = (
     "git_commit",
@@ -37,10 +37,10 @@ def keep(report: Path, folder: Path, command: str) -> list[Path]:
     place = folder.with_name(f".{folder.name}.new")
     try:
         shutil.rmtree(place, ignore_errors=True)
-        for path in _small(report):
+        for path, content in _small(report):
             target = place / path.relative_to(report)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(_without_runs(path) if path.suffix == ".csv" else path.read_bytes())
+            target.write_bytes(content)
         stored = json.loads((report / "provenance.json").read_text())
         (place / "provenance.json").write_text(json.dumps(summary(stored, command), indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
@@ -78,8 +78,10 @@ def _without_runs(path: Path) -> bytes:
     return text.getvalue().encode()
 
 
-def _small(report: Path) -> Iterator[Path]:
+def _small(report: Path) -> Iterator[tuple[Path, bytes]]:
+    """Yield what is small as it will be kept: a table's run IDs, which it loses, do not count."""
     for pattern in ("tables/*.csv", "figures/*.pdf"):
         for path in sorted(report.glob(pattern)):
-            if path.stat().st_size <= LARGE_BYTES:
-                yield path
+            content = _without_runs(path) if path.suffix == ".csv" else path.read_bytes()
+            if len(content) <= LARGE_BYTES:
+                yield path, content

@@ -16,7 +16,7 @@ def report(tmp_path: Path) -> Path:
                        ("index.html", 10), ("tables/means.tex", 10)):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x" * size)
-    (folder / "tables" / "means.csv").write_text("load,n,run_ids\nlow,5,a b c\n")
+    (folder / "tables" / "means.csv").write_text(f"load,n,run_ids\nlow,5,{'a ' * LARGE_BYTES}\n")
     runs = {f"run{k}": {"git_commit": "abc", "config_hash": str(k)} for k in range(7)}
     (folder / "provenance.json").write_text(
         json.dumps({"study": "s", "filter": "", "analysis": {}, "assumed": ["gpu_cv"], "runs": runs})
@@ -24,7 +24,7 @@ def report(tmp_path: Path) -> Path:
     return folder
 
 
-def test_small_tables_and_figures_are_kept(report: Path, tmp_path: Path) -> None:
+def test_small_tables_without_their_runs_and_figures_are_kept(report: Path, tmp_path: Path) -> None:
     kept = keep(report, tmp_path / "kept", "python analyze.py --study s")
     names = {str(path.relative_to(tmp_path / "kept")) for path in kept}
     assert names == {"tables/means.csv", "figures/pareto.pdf", "provenance.json"}
