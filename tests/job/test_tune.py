@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from jobs import ROOT, make
 
 from gpusched.core.errors import GateError, InputError
@@ -138,9 +138,14 @@ def test_where_replicas_make_no_difference_nothing_is_searched(store: Store) -> 
 
 @pytest.mark.parametrize("policy", TUNED)
 def test_every_tuned_policy_has_the_budget_of_a_training(policy: str) -> None:
+    """The budget of a training is that of its rollouts and of its validations."""
     search_frames = make(f"policy={policy}")[1].policy.config.search.frames
-    ppo = yaml.safe_load((ROOT / "conf" / "policy" / "ppo.yaml").read_text())
-    assert search_frames == ppo["training"]["frames"]
+    spec = make("policy=ppo")[1].policy.config.training
+    steps = make("policy=ppo")[1].spec.steps
+    rollouts = spec.frames // (spec.envs * spec.rollout)
+    looks = 1 + math.ceil((rollouts - 1) / spec.validate_every)
+    spent = rollouts * spec.envs * spec.rollout + looks * spec.validate_episodes * steps
+    assert 0.95 * search_frames <= spent <= search_frames
 
 
 def test_the_tuned_policies_are_all_named_here() -> None:

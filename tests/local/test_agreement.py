@@ -49,7 +49,7 @@ class Simulated(FidelityJob):
         limits = replace(setup.limits, max_replicas=spec.max_replicas)
         config = SimCluster.Config(
             scrape_s=5.0, window_s=30.0, metrics_server_s=15.0, hpa_sync_s=15.0, dcgm_s=5.0, dcgm_window_s=1.0,
-            api_delay_s=0.05, threads=1,
+            api_delay_s=0.05, threads=1, nodes=1,
         )  # fmt: skip
         return SimCluster(config, service=service, trial=spec, limits=limits, slo_s=0.2)
 
