@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -147,13 +147,15 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
 def composed_once() -> Iterator[None]:
     """Spare Hydra's own composing of every job, a tenth of a second each: they were all checked just now.
 
-    Hydra has no switch for it and makes the sweeper itself, so its class is changed, until the sweep ends.
+    Hydra has no switch for it and makes the sweeper itself, so its base is changed, until the sweep ends. The base, not
+    Hydra's own sweeper: looking for plugins, Hydra loads that module once more, and a class imported here is another one.
     """
-    BasicSweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
+    before = Sweeper.validate_batch_is_legal
+    Sweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del BasicSweeper.validate_batch_is_legal  # it is inherited: the base's own is seen again
+        Sweeper.validate_batch_is_legal = before  # type: ignore[method-assign]
 
 
 def unlike(jobs: Sequence[list[str]]) -> list[list[str]]:
