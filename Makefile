@@ -25,8 +25,8 @@ full: export GPUSCHED_TRACES := $(abspath $(TRACES))
 full: $(STAMP)
 	$(PY) run.py experiment=full resume=true hydra/launcher=joblib
 	$(PY) run.py experiment=faults resume=true hydra/launcher=joblib
-	$(PY) analyze.py --study full --filter "tags.fault = 'none'" --keep docs/results/full
-	$(PY) analyze.py --study full --filter "tags.load LIKE 'periodic%'" --keep docs/results/faults
+	$(PY) analyze.py --study full2 --filter "tags.fault = 'none'" --keep docs/results/full
+	$(PY) analyze.py --study full2 --filter "tags.load LIKE 'periodic%'" --keep docs/results/faults
 
 setup: $(STAMP)
 

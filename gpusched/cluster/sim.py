@@ -22,13 +22,19 @@ from gpusched.sim.batch import BatchSim, Clocks
 from gpusched.sim.records import ACCOUNT, FLEET_TICK
 
 
+def cores() -> int:
+    """Return how many threads this process may use. Who runs several processes says in OMP_NUM_THREADS (joblib does)."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(asked) if asked.isdecimal() and int(asked) else os.cpu_count() or 1
+
+
 class SimCluster(Cluster):
     """Simulated time: a step returns as soon as it is computed."""
 
     @dataclass(kw_only=True)
     class Config:
         """Periods of the metrics pipeline and the control plane; `nodes` with the profile's GPUs, cores and memory each;
-        `threads` 0 = one per core.
+        `threads` 0 = one per core, or as many as OMP_NUM_THREADS says.
         """
 
         scrape_s: float
@@ -80,7 +86,7 @@ class SimCluster(Cluster):
             instances_max=max(limits.instances),
             tick_s=trial.tick_s,
             record=record,
-            threads=config.threads or os.cpu_count() or 1,
+            threads=config.threads or cores(),
             services=services,
             nodes=config.nodes,
         )

@@ -157,7 +157,7 @@ def _drift(policy: PPO, then: Lived, now: Lived) -> list[Drift]:
     from gpusched.rl.renew import drift
 
     encoder = policy.config.encoder
-    return drift(then, now, feature_names(encoder.history, encoder.lookahead))
+    return drift(then, now, feature_names(encoder))
 
 
 def _learn_on(setup: Setup, policy: PPO, in_service: Network, folder: Path, run: Run) -> Network:

@@ -22,7 +22,8 @@ class Assorted(Closed):
     and length (log-uniform) of the burst; begin and end of the ramp.
 
     A share `open_share` of the episodes is open loop: as many requests as the users would send if every answer
-    came at once, whether or not answers come. Their rate is gusty, as that of the real traces is: it is multiplied
+    came at once, whether or not answers come; and as many fewer users as `open_users` is less than `users`, since where
+    nobody waits an overload heals only by itself. Their rate is gusty, as that of the real traces is: it is multiplied
     by gamma-distributed factors of mean 1 and spread `gust_cv`, each of which lasts for `gust_s` (log-uniform).
     """
 
@@ -35,6 +36,7 @@ class Assorted(Closed):
         period_s: list[float]
         burst_s: list[float]
         open_share: float
+        open_users: int
         gust_s: list[float]
         gust_cv: list[float]
 
@@ -49,6 +51,7 @@ class Assorted(Closed):
             for key in ("hold_s", "period_s", "burst_s", "gust_s"):
                 check_range(key, getattr(self, key))
             check_share("open_share", self.open_share)
+            check_users("open_users", self.open_users)
             if len(self.gust_cv) != 2 or not 0 < self.gust_cv[0] <= self.gust_cv[1] < 10:
                 raise refuse(
                     "gust_cv", self.gust_cv, "must be [lowest, highest] within 0..10, without the ends"
@@ -65,7 +68,8 @@ class Assorted(Closed):
     def arrivals(self, closed: LoadPlan, duration_s: float, rng: np.random.Generator) -> Floats:
         """Draw Poisson arrivals at the gusty rate of the users of a closed plan, in seconds, sorted."""
         t_s_T = np.arange(float(np.ceil(duration_s)))
-        rate_rps_T = closed.users_at(t_s_T) / closed.think_mean_s * self.gusts(t_s_T, rng)
+        share = self.config.open_users / max(self.config.users, 1)
+        rate_rps_T = share * closed.users_at(t_s_T) / closed.think_mean_s * self.gusts(t_s_T, rng)
         times_s_N = np.repeat(t_s_T, rng.poisson(rate_rps_T))
         times_s_N = np.sort(times_s_N + rng.uniform(size=len(times_s_N)))
         return np.asarray(times_s_N[times_s_N < duration_s])

@@ -25,6 +25,7 @@ class EncoderConfig:
     With `changes` the past enters as the change since then, otherwise as the value it had. Neighbouring values are
     nearly equal, so a network that is given them learns the level fast and the slope slowly, if at all.
     `lookahead` adds the users so many control steps ahead if they go on changing as in as many steps before; 0 = not.
+    `roughness` adds how much the users change from step to step: arrivals that wait for no answer come in gusts.
     """
 
     slo_s: float
@@ -32,6 +33,7 @@ class EncoderConfig:
     history: int
     changes: bool
     lookahead: int
+    roughness: bool
 
     def __post_init__(self) -> None:
         if not self.slo_s > 0:
@@ -102,10 +104,15 @@ TREND_COLUMNS = [list(FEATURES).index(name) for name in TREND]
 USERS = TREND.index("population_count")
 
 
-def feature_names(history: int, lookahead: int) -> list[str]:
+CALM = 0.01
+"""Share of the users by which their estimate varies where nothing changes; less is not told apart."""
+
+
+def feature_names(config: EncoderConfig) -> list[str]:
     """Return the name of every feature; `slow_share-2` belongs to two control steps ago."""
-    past = [f"{name}-{age}" for age in range(1, history + 1) for name in TREND]
-    return [*FEATURES, *past, *(["population_ahead"] if lookahead else [])]
+    past = [f"{name}-{age}" for age in range(1, config.history + 1) for name in TREND]
+    ahead, rough = ["population_ahead"] * bool(config.lookahead), ["roughness"] * config.roughness
+    return [*FEATURES, *past, *ahead, *rough]
 
 
 class Encoder:
@@ -121,7 +128,7 @@ class Encoder:
     @property
     def size(self) -> int:
         """Number of features F."""
-        return len(feature_names(self.config.history, self.config.lookahead))
+        return len(feature_names(self.config))
 
     def start(self, observation: Observation, envs: Rows | None = None) -> Features:
         """Begin an episode in the given environments (all by default); return their rows of features."""
@@ -146,9 +153,20 @@ class Encoder:
 
     def _join(self, now_EF: Features, past_EHF: Features) -> Features:
         trend_EF, lookahead = now_EF[:, TREND_COLUMNS], self.config.lookahead
-        ahead_EF = np.zeros((len(now_EF), 0), dtype=np.float32)
+        more = []
         if lookahead:
-            ahead_EF = (2 * trend_EF[:, USERS] - past_EHF[:, lookahead - 1, USERS])[:, None]
+            more.append(2 * trend_EF[:, USERS] - past_EHF[:, lookahead - 1, USERS])
+        if self.config.roughness:
+            more.append(roughness(np.concatenate([trend_EF[:, None, USERS], past_EHF[:, :, USERS]], axis=1)))
         if self.config.changes:
             past_EHF = trend_EF[:, None] - past_EHF
-        return np.concatenate([now_EF, past_EHF.reshape(len(now_EF), -1), ahead_EF], axis=1)
+        return np.concatenate(
+            [now_EF, past_EHF.reshape(len(now_EF), -1), *(x[:, None] for x in more)], axis=1
+        )
+
+
+def roughness(users_EH: NDArray[np.floating]) -> Features:
+    """Return the log of the usual change of the users from one control step to the next, as a share of them, shape [E]."""
+    users_EH = users_EH.astype(np.float64)
+    usual_E = np.diff(users_EH, axis=1).std(axis=1) / np.maximum(users_EH.mean(axis=1), 1.0)
+    return np.asarray(np.log(CALM + usual_E), dtype=np.float32)

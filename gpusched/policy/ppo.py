@@ -184,7 +184,7 @@ class PPO(Policy):
             "format": FORMAT,
             "action": {"option": type(self.action).__name__, **_plain(self.action.config)},
             "encoder": asdict(self.config.encoder),
-            "features": feature_names(self.config.encoder.history, self.config.encoder.lookahead),
+            "features": feature_names(self.config.encoder),
         }
 
     def _space(self, limits: Limits) -> dict[str, Any]:

@@ -36,12 +36,13 @@ class Episodes:
 
 
 def demand(plan: LoadPlan, trial: TrialSpec, steps: int) -> NDArray[np.float32]:
-    """Return the users in the middle of each control interval, or the arrivals in it, shape [steps]."""
+    """Return the users in the middle of each control interval, or those whose requests arrive in it, shape [steps]."""
     edges_s = trial.warmup_s + trial.control_s * np.arange(steps + 1)
     if plan.arrivals_s_N is None:
         amount_T = plan.users_at(0.5 * (edges_s[1:] + edges_s[:-1])).astype(float)
     else:
-        amount_T = np.diff(np.searchsorted(plan.arrivals_s_N, edges_s)).astype(float)
+        arrivals_T = np.diff(np.searchsorted(plan.arrivals_s_N, edges_s))
+        amount_T = arrivals_T * (plan.think_mean_s or 1.0) / trial.control_s
     return amount_T.astype(np.float32)
 
 

@@ -20,6 +20,7 @@ GIVEN: dict[str, Any] = {
     "period_s": [300.0, 600.0],
     "burst_s": [60.0, 120.0],
     "open_share": 0.0,
+    "open_users": 80,
     "gust_s": [10.0, 10.0],
     "gust_cv": [0.1, 1.0],
     "think_min_s": 1.0,
@@ -87,6 +88,12 @@ def test_an_open_episode_offers_what_the_users_would_send() -> None:
         assert plan.arrivals_s_N[0] >= 0 and plan.arrivals_s_N[-1] < DURATION_S
 
 
+def test_open_episodes_may_be_smaller() -> None:
+    whole, half = (plans(load(open_share=1.0, open_users=most), 20) for most in (80, 40))
+    sent = [sum(len(p.arrivals_s_N) for p in drawn if p.arrivals_s_N is not None) for drawn in (whole, half)]
+    assert sent[1] == pytest.approx(sent[0] / 2, rel=0.02)
+
+
 def test_gusts_have_the_spread_they_are_given() -> None:
     of = load("steady", gust_s=[1.0, 1.0], gust_cv=[0.5, 0.5])
     factor_T = of.gusts(np.arange(200_000.0), np.random.default_rng(0))
@@ -112,6 +119,7 @@ def test_the_open_share_is_a_share() -> None:
         ("gust_s", [1.0, float("inf")]),
         ("gust_cv", [0.0, 1.0]),
         ("open_share", 1.5),
+        ("open_users", -1),
     ],
 )
 def test_a_bad_value_is_refused_by_name(key: str, value: Any) -> None:

@@ -11,10 +11,10 @@ from hypothesis.extra.numpy import arrays
 from gpusched.core.controls import Limits
 from gpusched.core.errors import InputError
 from gpusched.core.observation import Observation
-from gpusched.policy.encoder import Encoder, EncoderConfig, feature_names
+from gpusched.policy.encoder import CALM, Encoder, EncoderConfig, feature_names
 
-CONFIG = EncoderConfig(slo_s=0.2, think_s=1.5, history=3, changes=False, lookahead=0)
-NAMES = feature_names(3, 0)
+CONFIG = EncoderConfig(slo_s=0.2, think_s=1.5, history=3, changes=False, lookahead=0, roughness=False)
+NAMES = feature_names(CONFIG)
 
 
 def seen(envs: int = 1, **columns: float | list[float]) -> Observation:
@@ -68,13 +68,30 @@ def test_as_changes_the_past_says_what_came_since() -> None:
 
 
 def test_users_ahead_go_on_as_before() -> None:
-    encoder = Encoder(replace(CONFIG, lookahead=2), Limits(), 1)
-    column = feature_names(3, 2).index("population_ahead")
+    config = replace(CONFIG, lookahead=2)
+    encoder = Encoder(config, Limits(), 1)
+    column = feature_names(config).index("population_ahead")
     rows = [encoder.start(seen(in_flight_E=10.0))]
     rows += [encoder.follow(seen(in_flight_E=x)) for x in (10.0, 14.0, 20.0, 20.0)]
     # now + (now - two steps ago), which at the start of an episode is the first value
     assert [float(row[0, column]) for row in rows] == [10.0, 10.0, 18.0, 30.0, 26.0]
-    assert encoder.size == rows[0].shape[1] == len(feature_names(3, 2))
+    assert encoder.size == rows[0].shape[1] == len(feature_names(config))
+
+
+def test_roughness_is_the_usual_step_of_the_users() -> None:
+    config = replace(CONFIG, roughness=True)
+    column = feature_names(config).index("roughness")
+
+    def last(users: list[float]) -> float:
+        encoder = Encoder(config, Limits(), 1)
+        encoder.start(seen(in_flight_E=users[0]))
+        return [float(encoder.follow(seen(in_flight_E=x))[0, column]) for x in users[1:]][-1]
+
+    assert last([50.0] * 4) == pytest.approx(np.log(CALM))
+    assert last([50.0, 60.0, 70.0, 80.0]) == pytest.approx(np.log(CALM)), "a steady rise is not rough"
+    # Steps of +4, -4, +4 around 102: their spread is sqrt(128/9).
+    assert last([100.0, 104.0, 100.0, 104.0]) == pytest.approx(np.log(CALM + np.sqrt(128 / 9) / 102))
+    assert last([10.0, 10.4, 10.0, 10.4]) == pytest.approx(last([100.0, 104.0, 100.0, 104.0]), rel=1e-5)
 
 
 def test_a_new_episode_forgets_only_its_own_past() -> None:
@@ -93,7 +110,8 @@ AMOUNT = st.one_of(st.sampled_from([float("nan"), float("inf")]), st.floats(min_
 
 @given(arrays(float, (3, 4, len(Observation.columns())), elements=AMOUNT))
 def test_any_observation_gives_finite_features_and_environments_do_not_mix(table_TEF: np.ndarray) -> None:
-    whole, alone = Encoder(CONFIG, Limits(), 4), Encoder(CONFIG, Limits(), 1)
+    config = replace(CONFIG, changes=True, lookahead=2, roughness=True)
+    whole, alone = Encoder(config, Limits(), 4), Encoder(config, Limits(), 1)
     for t, table_EF in enumerate(table_TEF):
         steps = [encoder.follow if t else encoder.start for encoder in (whole, alone)]
         features = steps[0](Observation.from_table(table_EF))
@@ -112,6 +130,4 @@ def test_a_missing_rate_is_told_from_an_idle_service() -> None:
 )
 def test_a_bad_value_is_refused_by_name(key: str, value: float) -> None:
     with pytest.raises(InputError, match=key):
-        EncoderConfig(
-            **{"slo_s": 0.2, "think_s": 1.5, "history": 2, "changes": True, "lookahead": 0, key: value}
-        )
+        replace(replace(CONFIG, history=2), **{key: value})

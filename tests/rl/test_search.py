@@ -20,7 +20,7 @@ from gpusched.core.ports import Episode
 from gpusched.core.seeds import PURPOSES, stream
 from gpusched.policy.table import Space, Table
 from gpusched.policy.tuned import CARD, SearchConfig
-from gpusched.rl.search import REPEATS, Searched, draw, search
+from gpusched.rl.search import REPEATS, Searched, draw, is_worse, search
 
 SPACE: dict[str, Any] = {"users": [2.0, 60.0], "gap": [0.0, 60.0], "band": [0.0, 0.3], "hold": [0, 3]}
 BATCH = 4
@@ -133,6 +133,16 @@ def test_hopeless_candidates_are_dropped_and_the_best_is_not(
     winner = max(finals, key=lambda row: float(row["validation_reward"]))
     assert json.loads(winner["parameters"]) == found.values
     assert float(winner["validation_reward"]) == pytest.approx(found.reward, abs=1e-6)
+
+
+def test_worse_is_what_a_signed_rank_test_says() -> None:
+    best_P = np.linspace(0.0, 1.0, 32)
+    assert is_worse(best_P[:8] - 0.1, best_P), "eight of eight behind"
+    assert not is_worse(best_P[:8], best_P), "nothing tells them apart"
+    even_P = np.array([0.1, -0.1] * 4)
+    assert not is_worse(best_P[:8] - even_P, best_P), "as often ahead as behind"
+    # Seven of eight hardly behind, one far ahead: the mean decides that it lives on.
+    assert not is_worse(best_P[:8] - np.array([0.01] * 7 + [-9.0]), best_P)
 
 
 def test_all_candidates_meet_the_same_users(once: tuple[Searched, Counted, Table, Path]) -> None:

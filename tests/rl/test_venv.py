@@ -94,10 +94,11 @@ def test_the_critic_is_told_the_users_to_come_and_a_restart_begins_its_own() -> 
     assert told(again) == [truth(env.cluster.plans[1], 0)]
 
 
-def test_arrivals_are_told_as_requests_per_control_interval() -> None:
+def test_arrivals_are_told_as_the_users_who_would_send_them() -> None:
     arrivals_s_N = np.array([1.0, 31.0, 44.0, 46.0, 200.0])  # warm-up 30 s, intervals of 15 s
     plan = LoadPlan(from_s_K=np.zeros(1), users_K=np.zeros(1, dtype=int), arrivals_s_N=arrivals_s_N)
-    assert demand(plan, TRIAL, 3).tolist() == [2.0, 1.0, 0.0]
+    # Two requests in 15 s are what 0.2 users send who think for 1.5 s.
+    assert demand(plan, TRIAL, 3).tolist() == pytest.approx([0.2, 0.1, 0.0])
 
 
 def plans(seed: int, purpose: str = "train") -> list[list[int]]:

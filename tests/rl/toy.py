@@ -168,7 +168,7 @@ class Setup:
         return PPO(
             PPO.Config(
                 encoder=EncoderConfig(
-                    slo_s=SLO_S, think_s=THINK_S, history=self.history, changes=False, lookahead=0
+                    slo_s=SLO_S, think_s=THINK_S, history=self.history, changes=False, lookahead=0, roughness=False
                 ),
                 network=NetworkConfig(hidden=[32, 32]),
                 training=TrainingConfig(
