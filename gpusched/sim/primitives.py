@@ -258,9 +258,11 @@ def heap_drop(heap: NDArray[Any], n: int) -> None:
 def tree_set(tree: NDArray[Any], leaves: int, leaf: int, t: float) -> None:
     """Set the next time of one processor and replay its matches up to the root (index 1).
 
-    The winner so far stays in registers: reading back what the level below stored takes most of a request's time.
+    The winner so far stays in registers: reading back what the level below stored takes most of a request's time. In a
+    large tree the replay ends where a match has the winner it had; in a small one asking costs more than going on.
     """
     k = leaves + leaf
+    large = leaves >= 64
     if tree[at(k)].t == t:
         return
     tree[at(k)].t = t
@@ -269,6 +271,8 @@ def tree_set(tree: NDArray[Any], leaves: int, leaf: int, t: float) -> None:
         if other.t < t or (other.t == t and (k & 1) == 1):
             t, leaf = other.t, other.leaf
         k >>= 1
+        if large and tree[at(k)].t == t and tree[at(k)].leaf == leaf:
+            return
         tree[at(k)].t = t
         tree[at(k)].leaf = leaf
 
