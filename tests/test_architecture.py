@@ -36,7 +36,7 @@ CLIENTS = {
     "matplotlib": {"report"},
     "jinja2": {"report"},
     "statsmodels": {"report"},
-    "scipy": {"report"},
+    "scipy": {"report", "rl/search"},
     "pandas": {"report"},
     "rich": {"job"},
     "kubernetes": {"cluster/microk8s"},
