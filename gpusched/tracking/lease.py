@@ -54,11 +54,19 @@ class Lease:
     def __enter__(self) -> Self:
         while not self._done():
             if self._take():
-                self._beat = threading.Thread(target=self._live, daemon=True)
-                self._beat.start()
+                self._begin()
                 break
             time.sleep(POLL_S)
         return self
+
+    def _begin(self) -> None:
+        """Show that the holder lives; or give the lease back where another has done the work since this one last asked."""
+        if self._done():
+            self._drop(self._own)
+            self._own = ""
+            return
+        self._beat = threading.Thread(target=self._live, daemon=True)
+        self._beat.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -117,7 +125,8 @@ class Lease:
             try:
                 self._client.create_registered_model(name, tags=tags)
             except MlflowException as error:
-                if error.error_code == "RESOURCE_ALREADY_EXISTS":
+                # Refused by the unique name, MLflow looks for its owner, who may just have given it back.
+                if error.error_code in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
                     return False
                 raise
         self._own = name

@@ -79,7 +79,7 @@ def test_a_ramp_goes_one_way() -> None:
 
 @pytest.mark.slow
 def test_an_open_episode_offers_what_the_users_would_send() -> None:
-    drawn = plans(load("steady", least_users=60, users=60, open_share=1.0), 200)
+    drawn = plans(load("steady", least_users=60, users=60, open_share=1.0, open_users=60), 200)
     counts = np.array([len(p.arrivals_s_N) for p in drawn if p.arrivals_s_N is not None])
     assert len(counts) == 200  # 60 users who think for 1.5 s: 40 requests per second
     assert abs(counts.mean() - 40 * DURATION_S) < 4 * counts.std(ddof=1) / np.sqrt(200)

@@ -122,6 +122,14 @@ def test_a_holder_that_is_killed_is_followed_at_once(mlruns: Path) -> None:
     assert time.monotonic() - begin_s < 10
 
 
+def test_work_done_between_the_look_and_the_taking_is_not_done_again(mlruns: Path) -> None:
+    store, answers = Store(f"sqlite:///{mlruns}/mlflow.db"), iter([False, True])
+    with store.lease("once", lambda: next(answers)) as lease:
+        assert not lease.held
+    with store.lease("once", lambda: False) as free:
+        assert free.held, "the first gave back what it had taken"
+
+
 def test_of_many_processes_one_does_the_work(mlruns: Path, tmp_path: Path) -> None:
     uri, done = f"sqlite:///{mlruns}/mlflow.db", tmp_path / "done"
     processes = [start(COUNT, uri, str(done)) for _ in range(4)]
