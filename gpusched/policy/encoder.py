@@ -46,6 +46,8 @@ class EncoderConfig:
             raise refuse(
                 "encoder.lookahead", self.lookahead, f"must lie in 0..encoder.history ({self.history})"
             )
+        if self.roughness and self.history < 2:
+            raise refuse("encoder.roughness", True, f"needs encoder.history >= 2, which is {self.history}")
 
 
 @dataclass

@@ -140,9 +140,8 @@ def test_where_replicas_make_no_difference_nothing_is_searched(store: Store) -> 
 def test_every_tuned_policy_has_the_budget_of_a_training(policy: str) -> None:
     """The budget of a training is that of its rollouts and of its validations."""
     search_frames = make(f"policy={policy}")[1].policy.config.search.frames
-    trained = make("policy=ppo", "trial.duration_s=1200")[
-        1
-    ]  # the shipped length, not the short one of these jobs
+    # The shipped length of a trial, not the short one of these jobs.
+    _, trained = make("policy=ppo", "trial.duration_s=1200")
     spec, steps = trained.policy.config.training, trained.spec.steps
     rollouts = spec.frames // (spec.envs * spec.rollout)
     looks = 1 + math.ceil((rollouts - 1) / spec.validate_every)

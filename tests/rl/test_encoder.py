@@ -131,3 +131,8 @@ def test_a_missing_rate_is_told_from_an_idle_service() -> None:
 def test_a_bad_value_is_refused_by_name(key: str, value: float) -> None:
     with pytest.raises(InputError, match=key):
         replace(replace(CONFIG, history=2), **{key: value})
+
+
+def test_roughness_needs_two_steps_of_the_past() -> None:
+    with pytest.raises(InputError, match="roughness"):
+        replace(CONFIG, history=1, roughness=True)

@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from gpusched.tracking import lease as module
 from gpusched.tracking.store import Store
@@ -128,6 +131,24 @@ def test_work_done_between_the_look_and_the_taking_is_not_done_again(mlruns: Pat
         assert not lease.held
     with store.lease("once", lambda: False) as free:
         assert free.held, "the first gave back what it had taken"
+
+
+def test_a_name_refused_and_given_back_meanwhile_is_tried_again(
+    mlruns: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow, refused by the unique name, looks for its owner and says that there is none."""
+    create, calls = MlflowClient.create_registered_model, list[str]()
+
+    def lost_once(client: MlflowClient, name: str, **more: object) -> object:
+        calls.append(name)
+        if len(calls) == 1:
+            raise MlflowException("not found", error_code=RESOURCE_DOES_NOT_EXIST)
+        return create(client, name, **more)
+
+    monkeypatch.setattr(MlflowClient, "create_registered_model", lost_once)
+    with Store(f"sqlite:///{mlruns}/mlflow.db").lease("once", lambda: False) as lease:
+        assert lease.held
+    assert len(calls) == 2
 
 
 def test_of_many_processes_one_does_the_work(mlruns: Path, tmp_path: Path) -> None:
