@@ -45,7 +45,7 @@ from gpusched.sim.records import (
     THINKING,
     Env,
 )
-from gpusched.sim.triton import batch_size, choose_pod, gpu_work_s
+from gpusched.sim.triton import batch_size, choose_pod, gpu_work_s, next_batch, wake_batcher
 
 OK, FAILED, UNFINISHED = RequestLog.OK, RequestLog.FAILED, RequestLog.UNFINISHED
 DONE, EDGE, BATCH_DUE, READING = range(4)
@@ -61,7 +61,7 @@ def constants(sim: Any) -> Any:
     return (
         sim.half_client_s, sim.tail_median_s, sim.tail_sigma, sim.slo_s, sim.think_min_s, sim.think_span_s, sim.record,
         sim.is_open, sim.queue_timeout_s, sim.host_alpha_s, sim.host_beta_s, sim.queue_size,
-        sim.first_user + sim.target_users,
+        sim.first_user + sim.target_users, sim.prefetching,
     )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def request_loop(several: bool) -> Any:
         sim, log, arrivals = env.sim_E[e + s], env.log_EK[e + s], env.arrival_s_EN[e + s]
         (
             half_client_s, tail_median_s, tail_sigma, slo_s, think_min_s, think_span_s, record, is_open, queue_timeout_s,
-            host_alpha_s, host_beta_s, queue_size, target_user,
+            host_alpha_s, host_beta_s, queue_size, target_user, prefetching,
         ) = constants(sim)  # fmt: skip
         histogram = sim.histogram
         log_limit = len(log) - users_each - sim.max_batch if record else 1 << 60
@@ -116,7 +116,11 @@ def request_loop(several: bool) -> Any:
             while p >= 0:
                 pod = pods[at(p)]
                 on_gpu = node >= 0
-                if node < 0:
+                if node < 0 and prefetching:
+                    size = next_batch(sim, pod, users, instances, p * per_pod, t)
+                    if size == 0:
+                        break
+                elif node < 0:
                     if pod.free < 0 or pod.queued == 0:
                         break
                     if queue_timeout_s > 0.0:
@@ -136,6 +140,7 @@ def request_loop(several: bool) -> Any:
                         pod.batch_s = due_s
                         break
                     pod.batch_s = INF
+                if node < 0:
                     node = pod.free
                     instance = instances[at(node)]
                     pod.free = instance.head
@@ -264,7 +269,7 @@ def request_loop(several: bool) -> Any:
                 sim, log, arrivals = env.sim_E[e + s], env.log_EK[e + s], env.arrival_s_EN[e + s]
                 (
                     half_client_s, tail_median_s, tail_sigma, slo_s, think_min_s, think_span_s, record, is_open,
-                    queue_timeout_s, host_alpha_s, host_beta_s, queue_size, target_user,
+                    queue_timeout_s, host_alpha_s, host_beta_s, queue_size, target_user, prefetching,
                 ) = constants(sim)  # fmt: skip
                 histogram = sim.histogram
                 log_limit = len(log) - users_each - sim.max_batch if record else 1 << 60
@@ -307,10 +312,15 @@ def request_loop(several: bool) -> Any:
                         pod.queued += 1
                         pod.in_flight += 1
                         sim.in_flight += 1
+                        if prefetching:
+                            if pod.queued == pod.ahead + 1:
+                                pod.waiting = u
+                            wake_batcher(pod)
             else:
                 r = resources[at(leaf)]
                 if r.next == BATCH_DUE:
                     pods[at(p)].batch_s = INF  # the queue delay is over: the batcher looks again below
+                    pods[at(p)].awake = 1
                 elif r.next == EDGE:
                     resource_pass_edge(r, t)
                 elif r.next == READING:
@@ -328,6 +338,7 @@ def request_loop(several: bool) -> Any:
                         instance.on_gpu = 0
                         instance.head = pod.free
                         pod.free = node
+                        pod.awake = 1
                         node = -1
 
         lead.events = events

@@ -14,6 +14,7 @@ from gpusched.sim.records import (
     FREE,
     INF,
     NEIGHBOURS,
+    NONE_YET,
     PENDING,
     READY,
     RUNNING,
@@ -217,6 +218,8 @@ def open_instances(env: Env, e: int, p: int) -> None:
         instances[first + k].size = 0
         instances[first + k].on_gpu = 0
     pod.free = first
+    pod.ahead = pod.first_closed = pod.closed = pod.wanted = 0
+    pod.current, pod.awake = NONE_YET, 0
 
 
 @jit

@@ -42,6 +42,8 @@ HPA_RULES, HPA_RECS, HPA_EVENTS = 16, 512, 512
 INACTIVE, THINKING, QUEUED, EXECUTING = 0, 1, 2, 3
 # Pods, in the order of ReplicaSet's deletion preference
 FREE, PENDING, SCHEDULED, RUNNING, READY, TERMINATING = 0, 1, 2, 3, 4, 5
+# The batch Triton's batcher adds to: none yet, one that an instance may take at any time, or one that is closed
+NONE_YET, GROWING, CLOSED = 0, 1, 2
 # Distribution of the GPU phase around its mean
 DETERMINISTIC, LOGNORMAL, EXPONENTIAL = 0, 1, 2
 # Slow events of the control plane: one time each
@@ -107,8 +109,11 @@ FAULTS = np.dtype(
 )
 """One moment of a core.fault.FaultPlan: what holds from then on, and how the ready pod that `draw` picks ends."""
 
-INSTANCE = np.dtype(fields("key", "head size on_gpu left right"), align=True)
-"""A Triton instance: its batch (or the next free instance), and its node in a processor's skew heap."""
+INSTANCE = np.dtype([*fields("key", "head size on_gpu left right"), ("closed", "i4", (2,))], align=True)
+"""A Triton instance: its batch (or the next free instance), and its node in a processor's skew heap.
+
+`closed`: room for the sizes of two batches formed ahead; those of all a pod's instances are one ring (triton.py).
+"""
 
 RESOURCE = whole_lines(
     fields(
@@ -122,16 +127,23 @@ RESOURCE = whole_lines(
 """
 
 POD = whole_lines(
-    fields(
-        "life_s endpoint_s sigterm_s kill_s created_s admitted_s up_s ready_s turned_s batch_s share vram_bytes "
-        "advisor_s backoff_s backoff_at_s",
-        "state uid revision gpu endpoint listed head tail queued in_flight free instances restarts service",
-        states="rng",
-    )
+    [
+        *fields(
+            "life_s endpoint_s sigterm_s kill_s created_s admitted_s up_s ready_s turned_s batch_s share vram_bytes "
+            "advisor_s backoff_s backoff_at_s",
+            "state uid revision gpu endpoint listed head tail queued in_flight free instances restarts service",
+            states="rng",
+        ),
+        *((name, "i4") for name in ("waiting", "ahead")),
+        *((name, "i2") for name in ("first_closed", "closed", "wanted")),
+        *((name, "i1") for name in ("current", "awake")),
+    ]
 )
 """A pod slot. `endpoint` is its place in the Service's list, `listed` the slot that stands at this place.
 
-`ready_s` is -INF while the pod is not ready, `turned_s` when that last changed.
+`ready_s` is -INF while the pod is not ready, `turned_s` when that last changed. `queued` requests wait in the chain from
+`head` to `tail`. Where Triton forms batches ahead, the first `ahead` of them are in `closed` batches already, and
+`waiting` is the first one that is not; the last three are the batcher's (triton.py).
 """
 
 METER = np.dtype(
@@ -172,7 +184,7 @@ _CONSTANTS = fields(
     "gpu_shared_loss gpu_loss_per_job gpu_capacity request_per_limit scrape_s metrics_server_s hpa_sync_s dcgm_s "
     "dcgm_window_s",
     "pods gpus nodes devices services lead fleet first_pod first_user instances_max leaves is_open gpu_dist max_batch preferred_mask preferred_max queue_size "
-    "connection_requests mps window record surge_percent unavailable_percent",
+    "connection_requests mps window record prefetching surge_percent unavailable_percent",
     states="pod_key user_key",
 )
 _STATE = fields(

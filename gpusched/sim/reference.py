@@ -42,6 +42,7 @@ from gpusched.sim.reference_metrics import CADVISOR_S
 from gpusched.sim.reference_parts import Batch, Pod, Processor, Stream, User, on_grid
 from gpusched.sim.reference_readout import Readout
 from gpusched.sim.reference_schedule import Machines
+from gpusched.sim.reference_triton import Batcher, on_demand
 
 OPEN_SLOTS = 4096
 LONG_AGO_S = 3600.0
@@ -157,7 +158,7 @@ class Reference(Readout):
             if pod.cpu:
                 t, batch = pod.cpu.next()
                 if pod.batch_s <= t:
-                    yield pod.batch_s, 1, e, pod.slot, 0, 0, lambda pod=pod: self.form_batches(pod)  # type: ignore[misc]
+                    yield pod.batch_s, 1, e, pod.slot, 0, 0, lambda pod=pod: self.batcher_due(pod)  # type: ignore[misc]
                 else:
                     yield t, 1, e, pod.slot, 0, 0, lambda pod=pod, batch=batch: self.cpu_event(pod, batch)  # type: ignore[misc]
         for pod in self.pods():
@@ -225,7 +226,10 @@ class Reference(Readout):
             self.answer(user, ok=False)
             return
         user.enqueue_s, user.state = self.t, QUEUED
-        pod.queue.append(user)
+        if pod.batcher:
+            pod.batcher.enqueue(user)
+        else:
+            pod.queue.append(user)
         self.in_flight += 1
         self.form_batches(pod)
 
@@ -280,37 +284,46 @@ class Reference(Readout):
     # --- Triton ---
 
     def form_batches(self, pod: Pod) -> None:
-        """Start batches while an instance is idle (dynamic_batch_scheduler.cc; any queue policy: no run-ahead)."""
+        """Start batches while an instance is idle (dynamic_batch_scheduler.cc)."""
+        if pod.batcher:
+            self.run_ahead(pod, pod.batcher)
+            return
         pod.batch_s = INF
         while pod.idle > 0 and pod.queue:
             self.reject_overdue(pod)
             if not pod.queue:
                 break
-            due_s = pod.queue[0].enqueue_s + self.value["queue_delay_s"]
-            size = self.batch_size(len(pod.queue), self.t >= due_s)
+            delay_s, largest = self.value["queue_delay_s"], int(self.value["max_batch"])
+            due_s = pod.queue[0].enqueue_s + delay_s
+            overdue = self.t >= due_s
+            size = on_demand(len(pod.queue), overdue, delay_s, largest, self.service.preferred_batches)
             if size == 0:
                 pod.batch_s = due_s
                 break
             self.start_batch(pod, [pod.queue.popleft() for _ in range(size)])
         self.drained(pod)
 
+    def run_ahead(self, pod: Pod, batcher: Batcher) -> None:
+        """Idle instances take what is there, then the batcher looks, until both have nothing to do."""
+        while True:
+            if pod.idle > 0 and batcher.payloads:
+                self.start_batch(pod, batcher.dequeue(self.t))
+            elif not batcher.notified or batcher.look(self.t):
+                break
+        pod.batch_s = batcher.look_s
+        self.drained(pod)
+
+    def batcher_due(self, pod: Pod) -> None:
+        """The queue delay is over."""
+        if pod.batcher:
+            pod.batcher.notified, pod.batcher.look_s = True, INF
+        self.form_batches(pod)
+
     def reject_overdue(self, pod: Pod) -> None:
         timeout_s = self.value["queue_timeout_s"]
         while timeout_s > 0.0 and pod.queue and self.t - pod.queue[0].enqueue_s > timeout_s:
             self.in_flight -= 1
             self.answer(pod.queue.popleft(), ok=False)
-
-    def batch_size(self, queued: int, due: bool) -> int:
-        """How many requests go now, 0 to wait. Without preferred sizes the largest batch is the preferred one."""
-        largest = int(self.value["max_batch"])
-        preferred_sizes = self.service.preferred_batches or [largest]
-        pending = min(queued, largest)
-        fitting = [b for b in preferred_sizes if b <= pending]
-        if fitting and (self.value["queue_delay_s"] == 0.0 or not due):
-            return max(fitting)
-        if queued > largest or pending >= max(preferred_sizes):
-            return pending
-        return pending if due else 0
 
     def start_batch(self, pod: Pod, users: list[User]) -> None:
         batch = Batch(pod=pod, users=users)
@@ -352,6 +365,8 @@ class Reference(Readout):
         pod.idle += 1
         self.batches += 1
         self.in_flight -= len(batch.users)
+        if pod.batcher:
+            pod.batcher.notified = True
         self.form_batches(pod)
         for user in batch.users:
             self.answer(user, ok=True)

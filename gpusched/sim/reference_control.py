@@ -30,6 +30,7 @@ from gpusched.sim.records import (
 from gpusched.sim.reference_metrics import CADVISOR_S, Metrics
 from gpusched.sim.reference_parts import Pod, Processor, Stream, User
 from gpusched.sim.reference_schedule import Machines
+from gpusched.sim.reference_triton import Batcher
 
 RELIST_S = 1.0
 CLOCK_ORDER = (FAULT, LEVEL, RESIZE, DEPLOY, METRICS_SERVER, SCRAPE, DCGM_END, DCGM_BEGIN, HPA_SYNC)
@@ -152,6 +153,18 @@ class ControlPlane(Metrics):
         pod.advisor_s = self.t + CADVISOR_S * pod.stream.uniform()
         pod.cpu = Processor.cpu(self.cpu_applied, self.value["cfs_period_s"], self.t)
         pod.idle = pod.instances
+        pod.batcher = self.new_batcher(pod)
+
+    def new_batcher(self, pod: Pod) -> Batcher | None:
+        """Return a batcher that runs ahead; None where it does not, or where that makes no difference."""
+        v, largest = self.value, int(self.value["max_batch"])
+        preferred = self.service.preferred_batches or [largest]
+        policy = v["queue_size"] > 0.0 or v["queue_timeout_s"] > 0.0
+        if policy or (v["queue_delay_s"] == 0.0 and preferred == [largest]):
+            return None
+        return Batcher(
+            instances=pod.instances, max_batch=largest, delay_s=v["queue_delay_s"], preferred=preferred
+        )
 
     def become_ready(self, pod: Pod) -> None:
         pod.state, pod.ready_s, pod.turned_s, pod.life_s = READY, self.t, self.t, INF
@@ -224,7 +237,8 @@ class ControlPlane(Metrics):
 
     def empty(self, pod: Pod) -> list[User]:
         """Take all requests out of a pod whose process is gone, and return their users."""
-        broken = [*pod.queue, *(user for batch in pod.running for user in batch.users)]
+        waiting = pod.batcher.clear() if pod.batcher else pod.queue
+        broken = [*waiting, *(user for batch in pod.running for user in batch.users)]
         for batch in pod.running:
             self.machines.gpus[pod.gpu].left_s.pop(batch, None)
         self.in_flight -= len(broken)

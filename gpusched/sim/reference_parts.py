@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from gpusched.sim.records import CLOCK_HZ, FREE, INF, READY, TERMINATING
+from gpusched.sim.reference_triton import Batcher
 
 WORD = (1 << 64) - 1
 # Peter Acklam's rational approximation of the inverse normal distribution, relative error 1.2e-9
@@ -185,6 +186,7 @@ class Pod:
     gpu: int = -1
     cpu: Processor | None = None
     queue: deque[User] = field(default_factory=deque)
+    batcher: Batcher | None = None  # that runs ahead, and has a queue of its own
     idle: int = 0
     running: list[Batch] = field(default_factory=list)
     batch_s: float = INF
@@ -208,7 +210,8 @@ class Pod:
     @property
     def in_flight(self) -> int:
         """Requests waiting or executing."""
-        return len(self.queue) + sum(len(batch.users) for batch in self.running)
+        ahead = self.batcher.waiting if self.batcher else 0
+        return len(self.queue) + ahead + sum(len(batch.users) for batch in self.running)
 
     @property
     def active(self) -> bool:

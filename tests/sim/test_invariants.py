@@ -32,6 +32,7 @@ services = st.fixed_dictionaries(
         "instances": st.integers(1, 3),
         "max_batch": st.sampled_from([1, 2, 8]),
         "queue_delay_s": st.sampled_from([0.0, 0.02, 0.3]),
+        "preferred_batches": st.sampled_from([[], [1]]),
         "queue_size": st.sampled_from([0, 3, 256]),
         "queue_timeout_s": st.sampled_from([0.0, 0.1, 1.0]),
         "cpu_limit_cores": st.sampled_from([0.3, 1.0, 2.5]),

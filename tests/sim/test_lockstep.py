@@ -64,6 +64,37 @@ def test_dynamic_batching(changes: dict[str, Any]) -> None:
     lockstep(Scenario(load=closed(20), service=profile(**changes), start_replicas=1, until_s=25.0))
 
 
+@pytest.mark.parametrize("instances", [1, 2])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"queue_delay_s": 0.005, "preferred_batches": [4, 8]},
+        {"queue_delay_s": 0.03},
+        {"queue_delay_s": 0.15, "preferred_batches": [2, 3]},
+        {"preferred_batches": [4, 8]},
+        {"preferred_batches": [3]},
+        {"queue_delay_s": 0.06, "preferred_batches": [1, 5], "max_batch": 6},
+        {"queue_delay_s": 0.02, "max_batch": 1},
+    ],
+    ids=str,
+)
+def test_batches_ahead_of_time(changes: dict[str, Any], instances: int) -> None:
+    """Without a queue policy Triton's batcher closes batches while the instances work."""
+    service = profile(queue_size=0, instances=instances, **changes)
+    lockstep(Scenario(load=closed(20), service=service, start_replicas=1, until_s=25.0))
+
+
+def test_batches_ahead_of_time_are_lost_with_their_process() -> None:
+    """Pods killed at the end of their grace, and started again in the same slots."""
+    service = profile(queue_size=0, queue_delay_s=0.3, preferred_batches=[3, 5], prestop_s=0.5, grace_s=0.7,
+                      host_alpha_s=0.9, gpu_alpha_s=0.8, instances=2, cpu_limit_cores=4.0)  # fmt: skip
+    asked = [(t, controls(n)) for t, n in ((9.0, 1), (14.0, 3), (55.0, 2), (58.0, 0))]
+    requests, _ = lockstep(
+        Scenario(load=closed(40), service=service, asked=asked, start_replicas=3, until_s=65.0, control_s=1.0)
+    )
+    assert failed(requests) > 10
+
+
 def test_queue_limit() -> None:
     service = profile(queue_size=2, max_batch=2)
     requests, _ = lockstep(Scenario(load=closed(60), service=service, until_s=20.0))
