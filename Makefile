@@ -10,7 +10,7 @@ UI := MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --worke
 TRITON := .venv-triton
 TRITON_STAMP := $(TRITON)/.installed
 
-.PHONY: experiment full test check bench bench-check setup ui ray local
+.PHONY: experiment full ablation shift test check bench bench-check setup ui ray local gpu
 experiment: $(STAMP)
 	$(PY) run.py experiment=headline resume=true hydra/launcher=joblib
 	$(PY) analyze.py --study headline
@@ -27,6 +27,20 @@ full: $(STAMP)
 	$(PY) run.py experiment=faults resume=true hydra/launcher=joblib
 	$(PY) analyze.py --study full2 --filter "tags.fault = 'none'" --keep docs/results/full
 	$(PY) analyze.py --study full2 --filter "tags.load LIKE 'periodic%'" --keep docs/results/faults
+
+# What each part of PPO is worth: one row without any change, and one for each part that is left out.
+WITHOUT_HISTORY := policy.encoder.history=0 policy.encoder.lookahead=0 policy.encoder.roughness=false
+ablation: $(STAMP)
+	set -e; for row in "" "$(WITHOUT_HISTORY)" policy.encoder.changes=false policy.encoder.lookahead=0 \
+	  policy.encoder.roughness=false policy.training.critic_ahead=0 policy.train_load.open_share=0; do \
+	  $(PY) run.py experiment=ablation resume=true hydra/launcher=joblib $$row; done
+	$(PY) analyze.py --study ablation --all-pairs --keep docs/results/ablation
+
+# PPO trained on one load and tested on all.
+shift: export GPUSCHED_TRACES := $(abspath $(TRACES))
+shift: $(STAMP)
+	$(PY) run.py experiment=shift resume=true hydra/launcher=joblib
+	$(PY) analyze.py --study shift --keep docs/results/shift
 
 setup: $(STAMP)
 
@@ -49,6 +63,13 @@ $(TRITON_STAMP): gpusched/cluster/local/requirements.txt gpusched/cluster/local/
 	$(TRITON)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -r gpusched/cluster/local/requirements.txt
 	$(TRITON)/bin/python gpusched/cluster/local/network.py $(TRITON)/mobilenetv4_conv_small_random.onnx
 	@touch $@
+
+# What `python run.py job=gpu` measures a GPU with, in an environment of its own.
+GPU := .venv-gpu
+gpu: $(STAMP) gpusched/cluster/local/network.py
+	@test -x $(GPU)/bin/python || $(PYTHON) -m venv $(GPU)
+	$(GPU)/bin/python -m pip install --disable-pip-version-check --quiet 'onnxruntime-gpu[cuda,cudnn]>=1.20' onnx
+	$(GPU)/bin/python gpusched/cluster/local/network.py $(GPU)/mobilenetv4_conv_small_random.onnx
 
 # What measures wall time has the machine to itself. What fails of it is asked once more, since another program may have
 # been in its way; what fails twice has failed.

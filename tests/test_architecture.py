@@ -25,7 +25,7 @@ FLOORS = [
 """From the top down: a room imports lower floors and itself, nothing else."""
 
 CLIENTS = {
-    "torch": {"rl", "policy/ppo"},
+    "torch": {"rl", "policy/ppo", "live/gpu_worker"},
     "tianshou": {"rl"},
     "optuna": {"rl"},
     "gymnasium": {"rl"},

@@ -9,12 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-import platform
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -27,6 +23,7 @@ from gpusched.core.trial import TrialSpec
 from gpusched.job import fit, measure
 from gpusched.job.fit import Estimate
 from gpusched.job.measure import Stretch
+from gpusched.job.profile import machine, plain, renewed, said, write
 from gpusched.job.setup import Chore, Result, Setup
 from gpusched.tracking.provenance import provenance
 
@@ -98,16 +95,12 @@ class CalibrateJob(Chore):
         warn_of_company(setup, seen)
         profile = constants(setup, seen, f"calibrated {datetime.now(UTC):%Y-%m-%d}")
         made = renewed(setup.service, profile, name=self.config.name)
-        path = Path(self.config.folder) / "service" / f"{self.config.name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text(made, header(setup, self.config, seen)))
-        log.info("written: %s", path)
+        log.info("written: %s", write(made, header(setup, self.config, seen), self.config.folder))
         values = {
             name: constant.value
             for name, constant in made.constants().items()
             if constant.status == "measured"
         }
-        print(path.read_text(), end="")
         return Result(status="finished", names=setup.names, seed=setup.seed, values=values)
 
 
@@ -178,16 +171,14 @@ def _times(setup: Setup, seen: Measured, when: str, rng: np.random.Generator) ->
         else "no GPU was seen: the whole batch is host time"
     )
     return {
-        "host_alpha_s": _said(
-            host_alpha, "s", when, "fixed part of a batch's time in an instance, CPU phase"
-        ),
-        "host_beta_s": _said(host_beta, "s", when, "time per request of a batch in an instance, CPU phase"),
-        "gpu_alpha_s": _said(gpu_alpha, "s", when, on_gpu),
-        "gpu_beta_s": _said(gpu_beta, "s", when, on_gpu),
-        "gpu_cv": _plain(0.0, "1", when, "part of the lone user's scatter, which client_tail_* holds"),
-        "client_s": _said(client_s, "s", when, "a lone user's median less a batch of one"),
-        "client_tail_median_s": _said(median_s, "s", when, "with sigma: the lone user's p95 and p99"),
-        "client_tail_sigma": _said(sigma, "1", when, "see client_tail_median_s"),
+        "host_alpha_s": said(host_alpha, "s", when, "fixed part of a batch's time in an instance, CPU phase"),
+        "host_beta_s": said(host_beta, "s", when, "time per request of a batch in an instance, CPU phase"),
+        "gpu_alpha_s": said(gpu_alpha, "s", when, on_gpu),
+        "gpu_beta_s": said(gpu_beta, "s", when, on_gpu),
+        "gpu_cv": plain(0.0, "1", when, "part of the lone user's scatter, which client_tail_* holds"),
+        "client_s": said(client_s, "s", when, "a lone user's median less a batch of one"),
+        "client_tail_median_s": said(median_s, "s", when, "with sigma: the lone user's p95 and p99"),
+        "client_tail_sigma": said(sigma, "1", when, "see client_tail_median_s"),
     }
 
 
@@ -199,14 +190,14 @@ def _start(setup: Setup, seen: Measured, when: str, rng: np.random.Generator) ->
     cv = float(np.std(starts_s, ddof=1) / start.value) if start.value else 0.0
     within = "contained in start_s"
     return {
-        "start_s": _said(
+        "start_s": said(
             start, "s", when, "from the order until the server is ready, without load, probes' wait left out"
         ),
-        "start_cv": _plain(min(cv, 2.0), "1", when, f"of {len(starts_s)} starts"),
-        "schedule_min_s": _plain(0.0, "s", when, within),
-        "schedule_max_s": _plain(0.0, "s", when, within),
-        "endpoint_min_s": _plain(0.0, "s", when, within),
-        "endpoint_max_s": _plain(0.0, "s", when, within),
+        "start_cv": plain(min(cv, 2.0), "1", when, f"of {len(starts_s)} starts"),
+        "schedule_min_s": plain(0.0, "s", when, within),
+        "schedule_max_s": plain(0.0, "s", when, within),
+        "endpoint_min_s": plain(0.0, "s", when, within),
+        "endpoint_max_s": plain(0.0, "s", when, within),
     }
 
 
@@ -214,7 +205,7 @@ def _host(setup: Setup, seen: Measured, when: str, rng: np.random.Generator) -> 
     busiest = [s.memory_bytes for s in seen.stretches if math.isfinite(s.memory_bytes)]
     made: dict[str, Constant] = {}
     if busiest:
-        made["pod_memory_bytes"] = _said(
+        made["pod_memory_bytes"] = said(
             fit.mean(busiest, rng), "B", when, "resident memory of one replica under load"
         )
     if not any(math.isfinite(s.gpu_busy) for s in seen.stretches):
@@ -227,20 +218,20 @@ def _host(setup: Setup, seen: Measured, when: str, rng: np.random.Generator) -> 
 def _without_gpu(when: str) -> dict[str, Constant]:
     what = "no GPU was seen: a placeholder that bounds and costs nothing"
     units = {f.name: f.metadata["unit"] for f in fields(Service) if "unit" in f.metadata}
-    return {name: _plain(value, units[name], when, what) for name, value in NO_GPU.items()}
+    return {name: plain(value, units[name], when, what) for name, value in NO_GPU.items()}
 
 
 def _processes(setup: Setup, when: str) -> dict[str, Constant]:
     cores = setup.service.instances.value * setup.cluster_config.threads
     memory_bytes = float(psutil.virtual_memory().total)
     return {
-        "cpu_limit_cores": _plain(
+        "cpu_limit_cores": plain(
             cores, "cores", when, "threads of all instances; nothing else limits a process"
         ),
-        "cfs_period_s": _plain(0.0, "s", when, "no CFS quota on processes"),
-        "resize_s": _plain(0.0, "s", when, "processes have no CPU limit that could be changed"),
-        "node_cpu_cores": _plain(float(os.cpu_count() or 1), "cores", when, "this host"),
-        "node_memory_bytes": _plain(memory_bytes, "B", when, "this host"),
+        "cfs_period_s": plain(0.0, "s", when, "no CFS quota on processes"),
+        "resize_s": plain(0.0, "s", when, "processes have no CPU limit that could be changed"),
+        "node_cpu_cores": plain(float(os.cpu_count() or 1), "cores", when, "this host"),
+        "node_memory_bytes": plain(memory_bytes, "B", when, "this host"),
     }
 
 
@@ -250,33 +241,16 @@ def _moved(given: Estimate, by: float) -> Estimate:
     )
 
 
-def _said(given: Estimate, unit: str, when: str, what: str) -> Constant:
-    source = f"{what}; {when}, 95 % interval {given.low:.4g}..{given.high:.4g} {unit}, n = {given.n}"
-    return Constant(value=given.value, unit=unit, status="measured", source=source)
-
-
 def _set(constant: Constant, when: str) -> Constant:
     return replace(constant, status="reported", source=f"not measured but set when {when}")
 
 
-def _plain(value: float, unit: str, when: str, what: str) -> Constant:
-    return Constant(value=value, unit=unit, status="measured", source=f"{what}; {when}")
-
-
-def machine() -> str:
-    """Return processor, cores, memory and kernel of this host in one line."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}"
-
-
-def header(setup: Setup, config: CalibrateJob.Config, seen: Measured) -> str:
+def header(setup: Setup, config: CalibrateJob.Config, seen: Measured) -> list[str]:
     """Return what stands above the constants: when, where, how, and what the fit leaves over."""
     came = provenance()
     commit = came["git_commit"][:12] + (" with changes" if came["git_dirty"] == "true" else "")
     io = getattr(setup.cluster_config, "endpoint", None)
-    lines = [
+    return [
         f"Measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by `python run.py job=calibrate cluster={setup.names['cluster']}` at commit {commit}.",
         f"Machine: {seen.server}; load average afterwards {os.getloadavg()[0]:.1f}.",
         f"Model: {getattr(setup.cluster_config, 'onnx', '') or 'as deployed (local: MobileNetV4-conv-small, random weights)'}, "
@@ -286,7 +260,6 @@ def header(setup: Setup, config: CalibrateJob.Config, seen: Measured) -> str:
         *_leftovers(setup, seen),
         "measured: here; reported: configured or documented; assumed: taken over from the profile it was made from.",
     ]
-    return "".join(f"# {line}\n" for line in lines)
 
 
 def emulated(setup: Setup) -> bool:
@@ -315,38 +288,3 @@ def _leftovers(setup: Setup, seen: Measured) -> list[str]:
         f"CPU used per second of an instance's work: {cpu_share(seen):.2f} (1 in the simulator; below {LEAST_SHARE} other programs were in the way); "
         f"{done} requests answered, {failed} failed.",
     ]
-
-
-def text(service: Service, above: str) -> str:
-    """Return a profile as YAML, one constant per line."""
-    lines = [
-        "_target_: gpusched.core.service.Service",
-        f"name: {service.name}",
-        f"sharing: {service.sharing}",
-        f"preferred_batches: {service.preferred_batches}",
-    ]
-    for f in fields(service):
-        if "unit" in f.metadata:
-            lines.append(f"{f.name}: {_line(getattr(service, f.name))}")
-    return above + "\n".join(lines) + "\n"
-
-
-def _line(constant: Constant) -> str:
-    unit = '"1"' if constant.unit == "1" else constant.unit
-    source = constant.source.replace('"', "'")
-    return (
-        f'{{value: {_number(constant.value)}, unit: {unit}, status: {constant.status}, source: "{source}"}}'
-    )
-
-
-def _number(value: float) -> str:
-    """YAML reads 1e-05 as text: a number there has a point."""
-    short = f"{value:.6g}"
-    mantissa, e, exponent = short.partition("e")
-    return short if not e or "." in mantissa else f"{mantissa}.0e{exponent}"
-
-
-def renewed(service: Service, constants: Mapping[str, Constant], **more: str) -> Service:
-    """Return the service with other constants."""
-    other: dict[str, Any] = {**constants, **more}
-    return replace(service, **other)

@@ -42,7 +42,8 @@ from gpusched.job.agreement import (
     measured,
     merged,
 )
-from gpusched.job.calibrate import emulated, machine
+from gpusched.job.calibrate import emulated
+from gpusched.job.profile import machine
 from gpusched.job.record import artifacts, params, run_tags
 from gpusched.job.setup import Job, Result, Setup
 from gpusched.tracking.store import Store
@@ -52,6 +53,8 @@ log = logging.getLogger(__name__)
 PURPOSE = "validate"
 """Random streams that no trial and no calibration draws from."""
 SEARCH_EPISODES = 4
+SATURATED = 1.01
+"""Twice the users bring less than so much of the throughput: more cannot be had."""
 OTHERS = ("policy", "load", "reward", "action", "fault", "fingerprint", "hypotheses", "hypotheses_hash")
 """Labels of a trial that mean nothing here: the load is the case's own, and nobody decides."""
 JSON, MARKDOWN = "fidelity.json", "fidelity.md"
@@ -151,23 +154,31 @@ class FidelityJob(Job):
     def case(
         self, setup: Setup, name: str, level: float, max_batch: int, replicas_S: tuple[int, ...]
     ) -> Case:
-        """Return the case with as many users as give this share of the capacity in the simulator."""
+        """Return the case with as many users as give this share of the capacity in the simulator.
+
+        Raises InputError where no number of users does: with a queue delay Triton's batches need not be full.
+        """
         fewest = replicas_S if len(set(replicas_S)) == 1 else (1,) * len(replicas_S)
         draft = Case(name=name, level=level, max_batch=max_batch, users=1, replicas_S=fewest)
         wanted_rps = level * capacity_rps(with_batch(setup.service, max_batch), fewest[0])
         seed = stream(f"{setup.study}/fidelity/users", setup.load_name, setup.seed, PURPOSE)
 
-        def enough(users: int) -> bool:
+        def throughput_rps(users: int) -> float:
             found = self.simulated(setup, replace(draft, users=users), SEARCH_EPISODES, seed)
-            return measured(found)["throughput_rps"] >= wanted_rps
+            return measured(found)["throughput_rps"]
 
         high = max(2, round(wanted_rps * (self.config.think_max_s + 0.1)))
-        while not enough(high) and high < 10_000:
+        while (found_rps := throughput_rps(high)) < wanted_rps:
             high *= 2
+            if throughput_rps(high) < SATURATED * found_rps:
+                raise InputError(
+                    f"levels = {self.config.levels}: {name} is {wanted_rps:.0f} requests/s, and with this profile no number "
+                    f"of users gets more than about {found_rps:.0f}. Choose lower levels."
+                )
         low = 1
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if enough(middle) else (middle + 1, high)
+            low, high = (low, middle) if throughput_rps(middle) >= wanted_rps else (middle + 1, high)
         return replace(draft, users=high, replicas_S=replicas_S)
 
     def plan(self, case: Case) -> LoadPlan:

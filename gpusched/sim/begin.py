@@ -37,6 +37,8 @@ from gpusched.sim.records import (
 )  # fmt: skip
 
 QUIET = FaultPlan()
+WRITTEN_FIRST = ("log_EK", "arrival_s_EN")
+"""Large arrays of which nothing is read that the same episode has not written."""
 LONG_AGO_S = 3600.0
 """Age of the start replicas at t = 0: past every start-up period."""
 
@@ -74,6 +76,8 @@ class Beginning:
         env, lead = self.env, envs[0]
         arrays: dict[str, NDArray[Any]] = env._asdict()
         for name, array in arrays.items():
+            if name in WRITTEN_FIRST:
+                continue
             by_fleet = name.partition("_")[2].startswith("F")
             rows = (
                 slice(lead // self.services, lead // self.services + 1)
@@ -95,7 +99,9 @@ class Beginning:
         self._fill_place(e, sim)
         self._fill_constants(sim, service, self.slo_s if episode.slo_s is None else episode.slo_s)
         sim["rng"], sim["pod_key"], sim["user_key"] = states(keys_seed, 3)
-        env.users_EU["rng"][e] = states(users_seed, env.users_EU.shape[1])
+        # An open load's requests get their streams as they come; there may be thousands of slots for them.
+        own = 0 if plan.is_open else plan.max_users
+        env.users_EU["rng"][e, :own] = states(users_seed, own)
         self._fill_load(e, sim, episode)
         self._fill_clocks(e, np.random.default_rng(clocks_seed))
         self._fill_faults(e, faults_of(episode), service)

@@ -17,8 +17,9 @@ from gpusched.core.errors import GateError, InputError
 from gpusched.core.service import Service
 from gpusched.job import fit
 from gpusched.job.build import option, resolve
-from gpusched.job.calibrate import Measured, _number, constants, header, renewed, text
+from gpusched.job.calibrate import Measured, constants, header
 from gpusched.job.measure import Stats, Stretch, real, times
+from gpusched.job.profile import number, renewed, text
 
 pytestmark = pytest.mark.slow  # wall time
 
@@ -158,8 +159,8 @@ def test_it_says_value_interval_unit_source_and_date(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1e-5, 1.5e-5, 0.0022, 12.0, 64.0, 1.7e8, 2.5e10])
 def test_numbers_are_numbers_in_yaml(value: float) -> None:
-    assert yaml.safe_load(_number(value)) == pytest.approx(value)
-    assert isinstance(yaml.safe_load(_number(value)), int | float)
+    assert yaml.safe_load(number(value)) == pytest.approx(value)
+    assert isinstance(yaml.safe_load(number(value)), int | float)
 
 
 @pytest.mark.parametrize(
