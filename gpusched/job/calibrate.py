@@ -154,16 +154,16 @@ def constants(setup: Setup, seen: Measured, when: str) -> dict[str, Constant]:
 
 def _times(setup: Setup, seen: Measured, when: str, rng: np.random.Generator) -> dict[str, Constant]:
     instances = int(setup.service.instances.value)
-    full = [s for s in seen.stretches if s.users == max(t.users for t in seen.stretches)]
+    working = [s for s in seen.stretches if s.users > instances]
     lone = [s for s in seen.stretches if s.users == 1]
-    gap_s = fit.between_s(full, instances)
+    gap_alpha_s, gap_beta_s = fit.between(working, instances)
     alpha, beta = fit.bootstrap(fit.affine, seen.stretches, rng)
     gpu_alpha, gpu_beta = fit.bootstrap(
         lambda some: fit.gpu_line(some, int(setup.service.gpus.value)), seen.stretches, rng
     )
-    host_alpha = _moved(alpha, gap_s - gpu_alpha.value)
-    host_beta = _moved(beta, -gpu_beta.value)
-    one_s = alpha.value + gap_s + beta.value
+    host_alpha = _moved(alpha, gap_alpha_s - gpu_alpha.value)
+    host_beta = _moved(beta, gap_beta_s - gpu_beta.value)
+    one_s = alpha.value + gap_alpha_s + beta.value + gap_beta_s
     client_s, median_s, sigma = fit.bootstrap(lambda some: fit.client(some, one_s), lone, rng)
     on_gpu = (
         "busy time of the GPU per batch"

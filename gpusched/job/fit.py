@@ -75,12 +75,28 @@ def affine(stretches: Sequence[Stretch]) -> NDArray[np.float64]:
     return np.array([alpha, max(float(beta), 0.0)])
 
 
-def between_s(stretches: Sequence[Stretch], instances: int) -> float:
-    """Return the time between two batches of an instance that always has work: what Triton's own times leave out."""
-    span_s = sum(s.span_s for s in stretches)
-    held_s = sum(sum(s.stats.held_s.values()) for s in stretches)
-    executions = sum(sum(s.stats.executions.values()) for s in stretches)
-    return max((instances * span_s - held_s) / executions, 0.0) if executions else 0.0
+def between(stretches: Sequence[Stretch], instances: int) -> NDArray[np.float64]:
+    """Return alpha and beta of the time between two batches of an instance that always has work, alpha + beta·b.
+
+    It is what Triton's own times leave out; a large batch brings more answers to send and requests to take in. Of one size
+    only, all of it is alpha.
+    """
+    rows = []
+    for one in stretches:
+        if executions := sum(one.stats.executions.values()):
+            items = sum(b * n for b, n in one.stats.executions.items())
+            rest_s = instances * one.span_s - sum(one.stats.held_s.values())
+            rows.append((items / executions, rest_s / executions, executions))
+    if not rows:
+        return np.zeros(2)
+    size, rest_s, weight = np.array(rows).T
+    mean_s = max(float(np.average(rest_s, weights=weight)), 0.0)
+    if np.ptp(size) < 1.0:
+        return np.array([mean_s, 0.0])
+    beta = float(np.polyfit(size, rest_s, 1, w=np.sqrt(weight))[0])
+    middle = float(np.average(size, weights=weight))
+    beta = min(max(beta, 0.0), mean_s / middle)  # neither part below 0, and the mean as it was seen
+    return np.array([mean_s - beta * middle, beta])
 
 
 def client(stretches: Sequence[Stretch], held_s: float) -> NDArray[np.float64]:

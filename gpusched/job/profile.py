@@ -34,9 +34,10 @@ def machine() -> str:
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}"
 
 
-def text(service: Service, above: str) -> str:
-    """Return a profile as YAML, one constant per line."""
+def text(service: Service, above: Sequence[str]) -> str:
+    """Return a profile as YAML, one constant per line, after `above` as comments."""
     lines = [
+        *(f"# {line}" for line in above),
         "_target_: gpusched.core.service.Service",
         f"name: {service.name}",
         f"sharing: {service.sharing}",
@@ -45,7 +46,7 @@ def text(service: Service, above: str) -> str:
     for f in fields(service):
         if "unit" in f.metadata:
             lines.append(f"{f.name}: {_line(getattr(service, f.name))}")
-    return above + "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _line(constant: Constant) -> str:
@@ -71,7 +72,7 @@ def write(service: Service, above: Sequence[str], folder: str) -> Path:
     """Write FOLDER/service/NAME.yaml, `above` as comments at its beginning, print it and return its path."""
     path = Path(folder) / "service" / f"{service.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = text(service, "".join(f"# {line}\n" for line in above))
+    whole = text(service, above)
     new = path.with_name(f".{path.name}")
     new.write_text(whole)
     os.replace(new, path)

@@ -27,7 +27,13 @@ ALPHA, BETA, GAP = 0.004, 0.0035, 0.0004
 CLIENT, MEDIAN, SIGMA = 0.0012, 0.0003, 1.1
 
 
-def stretch(users: int, rng: np.random.Generator, noise: float = 0.02, gpu_busy: float = np.nan) -> Stretch:
+def stretch(
+    users: int,
+    rng: np.random.Generator,
+    noise: float = 0.02,
+    gpu_busy: float = np.nan,
+    gap_per_request: float = 0.0,
+) -> Stretch:
     """Return five seconds of an instance that always works, batches of about as many as there are users."""
     executions: dict[int, int] = {}
     held_s: dict[int, float] = {}
@@ -37,7 +43,7 @@ def stretch(users: int, rng: np.random.Generator, noise: float = 0.02, gpu_busy:
         one_s = (ALPHA + BETA * b) * (1 + noise * rng.normal())
         executions[b] = executions.get(b, 0) + 1
         held_s[b] = held_s.get(b, 0.0) + one_s
-        t_s += one_s + GAP
+        t_s += one_s + GAP + gap_per_request * b
     served = sum(b * n for b, n in executions.items())
     tail_s_N = MEDIAN * np.exp(SIGMA * rng.normal(size=served))
     return Stretch(
@@ -69,8 +75,23 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(monkeypatch: pytest
 
 
 def test_the_time_between_batches_is_found() -> None:
-    full = [s for s in measured() if s.users == 16]
-    assert fit.between_s(full, 1) == pytest.approx(GAP, rel=1e-6)
+    """A part per batch and a part per request: without batching an instance is not kept waiting for batches of eight."""
+    alpha, beta = fit.between(measured(gap_per_request=0.0001), 1)
+    assert alpha == pytest.approx(GAP, rel=1e-6)
+    assert beta == pytest.approx(0.0001, rel=1e-6)
+
+
+def test_the_time_between_batches_of_one_size_is_all_fixed() -> None:
+    full = [s for s in measured() if s.users == 1]
+    assert fit.between(full, 1) == pytest.approx([GAP, 0.0], rel=1e-6)
+    assert list(fit.between([], 1)) == [0.0, 0.0]
+
+
+def test_a_time_between_batches_that_falls_with_the_size_is_taken_as_fixed() -> None:
+    """Noise may say so; the mean stays what was seen."""
+    alpha, beta = fit.between(measured(gap_per_request=-0.00002), 1)
+    assert beta == 0.0
+    assert 0.0 < alpha < GAP
 
 
 def test_a_lone_users_quantiles_are_reproduced() -> None:
