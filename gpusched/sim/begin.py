@@ -207,7 +207,7 @@ class Beginning:
         sim["request_per_limit"] = s["cpu_request_cores"] / s["cpu_limit_cores"]
         sim["gpu_share"], sim["slo_s"] = 1.0, slo_s
         sizes = service.preferred_batches or [int(s["max_batch"])]
-        sim["preferred_mask"], sim["preferred_max"] = sum(1 << b for b in sizes), max(sizes)
+        sim["preferred_mask"], sim["preferred_max"] = sum(1 << (b - 1) for b in set(sizes)), max(sizes)
         # Without a delay and preferred sizes, batches formed ahead are those formed when an instance is idle.
         waits = s["queue_delay_s"] > 0.0 or sizes != [int(s["max_batch"])]
         sim["prefetching"] = waits and s["queue_size"] == 0.0 and s["queue_timeout_s"] == 0.0

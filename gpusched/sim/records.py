@@ -183,9 +183,9 @@ _CONSTANTS = fields(
     "probe_period_s endpoint_min_s endpoint_span_s prestop_s grace_s resize_delay_s api_delay_s cfs_period_s "
     "gpu_shared_loss gpu_loss_per_job gpu_capacity request_per_limit scrape_s metrics_server_s hpa_sync_s dcgm_s "
     "dcgm_window_s",
-    "pods gpus nodes devices services lead fleet first_pod first_user instances_max leaves is_open gpu_dist max_batch preferred_mask preferred_max queue_size "
+    "pods gpus nodes devices services lead fleet first_pod first_user instances_max leaves is_open gpu_dist max_batch preferred_max queue_size "
     "connection_requests mps window record prefetching surge_percent unavailable_percent",
-    states="pod_key user_key",
+    states="pod_key user_key preferred_mask",
 )
 _STATE = fields(
     "t cpu_limit cpu_applied gpu_share hpa_target latency_sum_s queue_sum_s cpu_gone_s accrued_s alive_s ready_s "

@@ -21,6 +21,12 @@ from gpusched.sim.records import (
 
 
 @jit
+def is_preferred(sim: Any, size: int) -> bool:
+    """Whether a batch of so many requests (1 to 64) has one of the preferred sizes."""
+    return (sim.preferred_mask >> at(size - 1)) & at(1) != at(0)
+
+
+@jit
 def batch_size(queued: int, due: bool, sim: Any) -> int:
     """Requests Triton's dynamic batcher sends now, 0 to wait (dynamic_batch_scheduler.cc, GetDynamicBatch).
 
@@ -29,7 +35,7 @@ def batch_size(queued: int, due: bool, sim: Any) -> int:
     """
     total = min(queued, sim.max_batch)
     preferred = total
-    while preferred > 0 and not (sim.preferred_mask >> preferred) & 1:
+    while preferred > 0 and not is_preferred(sim, preferred):
         preferred -= 1
     if preferred > 0 and (not due or sim.queue_delay_s == 0.0):
         return int(preferred)
@@ -117,7 +123,7 @@ def grow_batch(
     """Add waiting requests to the current batch, or go to sleep until the queue delay is over (GetDynamicBatch)."""
     last = (pod.first_closed + pod.closed - (1 if pod.current == GROWING else 0)) % (2 * pod.instances)
     held = int(instances[at(first + (last >> 1))].closed[last & 1]) if pod.current == GROWING else 0
-    waiting, mask, most = pod.queued - pod.ahead, sim.preferred_mask, sim.preferred_max
+    waiting, most = pod.queued - pod.ahead, sim.preferred_max
     best, more, full, closed = 0, 0, False, False
     while more < waiting:
         if held + more > 0:
@@ -127,7 +133,7 @@ def grow_batch(
                 full = True
                 break
         more += 1
-        if (mask >> (held + more)) & 1:
+        if is_preferred(sim, held + more):
             best = more
     due_s = users[at(pod.waiting)].enqueue_s + sim.queue_delay_s
     due = sim.queue_delay_s > 0.0 and t >= due_s
@@ -138,10 +144,10 @@ def grow_batch(
         closed = True
     elif more > 0 and not due and sim.queue_delay_s > 0.0:
         wanted = held + more + 1
-        while not (mask >> wanted) & 1:
+        while not is_preferred(sim, wanted):
             wanted += 1
         pod.wanted = wanted - held
-        if closed or held == 0 or (mask >> held) & 1:
+        if closed or held == 0 or is_preferred(sim, held):
             pod.batch_s = due_s
             pod.awake = 0
             return

@@ -55,6 +55,8 @@ def test_gpu_scatter(dist: float) -> None:
         {"queue_delay_s": 0.03},
         {"queue_delay_s": 0.05, "preferred_batches": [2, 4]},
         {"preferred_batches": [3]},
+        {"max_batch": 64},
+        {"preferred_batches": [2, 64], "max_batch": 64},
         {"queue_delay_s": 0.4, "preferred_batches": [4, 6], "max_batch": 6},
         {"max_batch": 1},
         {"host_alpha_s": 0.0, "host_beta_s": 0.0, "queue_delay_s": 0.02},
@@ -75,6 +77,7 @@ def test_dynamic_batching(changes: dict[str, Any]) -> None:
         {"preferred_batches": [3]},
         {"queue_delay_s": 0.06, "preferred_batches": [1, 5], "max_batch": 6},
         {"queue_delay_s": 0.02, "max_batch": 1},
+        {"queue_delay_s": 0.02, "max_batch": 64, "preferred_batches": [2, 64]},
     ],
     ids=str,
 )
