@@ -122,6 +122,11 @@ def test_levels_are_shares_of_the_capacity(tmp_path: Path) -> None:
             ), case
 
 
+def test_a_level_that_no_number_of_users_reaches_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no number of users gets more than about"):
+        run(tmp_path, 1.0, "job.scaling=false", "job.levels=[1.5]", "job.batches=[1]")
+
+
 def test_an_assumed_profile_is_refused() -> None:
     job, built = make("job=fidelity", "service=mobilenetv4-rtx3080")
     with pytest.raises(InputError, match="host_alpha_s, host_beta_s, client_s not measured"):
