@@ -84,7 +84,7 @@ class Beginning:
                 if by_fleet
                 else slice(lead, envs[-1] + 1)
             )
-            array[rows] = np.zeros((), dtype=array.dtype)
+            array[rows].view(np.uint8)[:] = 0  # as bytes: by records it takes many times as long
         for e, episode in zip(envs, episodes, strict=True):
             self._fill(e, episode)
         self._begin_fleet(lead, child(episodes[0].seed, 1))
