@@ -15,6 +15,8 @@ from tianshou.data.types import RolloutBatchProtocol
 
 from gpusched.rl.venv import ClusterEnv
 
+COLUMNS = ("obs", "act", "rew", "terminated", "truncated", "done", "obs_next")
+
 
 class RolloutBuffer(VectorReplayBuffer):
     """Holds exactly one rollout of E environments x T steps."""
@@ -26,6 +28,9 @@ class RolloutBuffer(VectorReplayBuffer):
     def _compile(self) -> None:
         """Skip compiling index functions (seconds) that a full buffer never calls."""
 
+    def _set_batch_for_children(self) -> None:
+        """Skip handing each environment its part: nobody asks for one, and with many it takes longer than the rollout."""
+
     def fill(self, **columns_ET: np.ndarray) -> None:
         """Take a whole rollout, every column shaped [E, T, ...]."""
         columns: dict[str, Any] = {
@@ -34,8 +39,14 @@ class RolloutBuffer(VectorReplayBuffer):
         self.set_batch(cast(RolloutBatchProtocol, Batch({**columns, "info": Batch()})))
         self._lengths[:] = self.steps
         self.last_index = self._offset + self.steps - 1
-        for part in self.buffers:
-            part._size, part._insertion_idx, part.last_index = self.steps, 0, np.array([self.steps - 1])
+
+    def sample(self, batch_size: int | None) -> tuple[RolloutBatchProtocol, np.ndarray]:
+        """Return the whole rollout, environment after environment, without copying it; only for a batch size of 0."""
+        if batch_size != 0 or len(self) != self.maxsize:
+            raise ValueError(f"only a full rollout can be had, and as a whole (0); asked for {batch_size}")
+        columns = {name: self._meta[name] for name in COLUMNS}
+        whole = Batch({**columns, "info": Batch(), "policy": Batch()})
+        return cast(RolloutBatchProtocol, whole), np.arange(self.maxsize)
 
 
 class RolloutCollector(Collector[CollectStats]):
