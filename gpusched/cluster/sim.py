@@ -137,7 +137,7 @@ class SimCluster(Cluster):
         return Observation.from_table(self.sim.seen_EF.copy())
 
     def outcome(self) -> Outcome:
-        interval = {name: self.sim.interval_EC[:, c].copy() for c, name in enumerate(ACCOUNT)}
+        interval = dict(zip(ACCOUNT, self.sim.interval_EC.T.copy(), strict=True))
         dt_E = np.maximum(interval["t"], 1e-9)
         return Outcome(
             gpu_busy_E=interval["gpu_busy_s"] / (dt_E * self.sim.env.sim_E["devices"]),

@@ -149,9 +149,12 @@ class Encoder:
 
     def _read(self, observation: Observation) -> Features:
         view = View(observation, self.config, self.limits)
+        now_EF = np.empty((observation.envs, len(FEATURES)), dtype=np.float32)
         with np.errstate(invalid="ignore"):
-            now_EF = np.stack([feature(view) for feature in FEATURES.values()], axis=1)
-        return np.nan_to_num(now_EF, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
+            for f, feature in enumerate(FEATURES.values()):
+                now_EF[:, f] = feature(view)
+        now_EF[~np.isfinite(now_EF)] = 0.0
+        return now_EF
 
     def _join(self, now_EF: Features, past_EHF: Features) -> Features:
         trend_EF, lookahead = now_EF[:, TREND_COLUMNS], self.config.lookahead

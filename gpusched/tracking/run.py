@@ -35,6 +35,8 @@ TAG_CHARS = 8000
 FLUSH_S = 5.0
 """How old a buffered point may get, so that the UI shows a training while it runs."""
 SIGTERM_EXIT = 128 + signal.SIGTERM
+CURVE_POINTS = 100
+"""Points of a curve in the MLflow UI: more are not seen, and writing them is most of what a short trial takes."""
 TICK_METRICS = {
     "replicas": "replicas_ready_T",
     "users": "users_T",
@@ -149,14 +151,18 @@ class Run:
     def ticks(self, ticks: TickLog, offset_s: float) -> None:
         """Log every column of the tick log as ticks.csv and a few as "tick/<name>", the step being the second.
 
-        `offset_s` is the end of the warm-up: times are stored relative to it, the warm-up's are negative.
+        The file has every tick, a curve at most CURVE_POINTS of them. `offset_s` is the end of the warm-up: times are
+        stored relative to it, the warm-up's are negative.
         """
         t_s_T = ticks.t_s_T - offset_s
         columns = [t_s_T, *(getattr(ticks, name) for name in TickLog.columns()[1:])]
         names = [name.removesuffix("_T") for name in TickLog.columns()]
         rows = [",".join(f"{value:.9g}" for value in row) for row in zip(*columns, strict=True)]
         self.text("ticks.csv", "\n".join([",".join(names), *rows]) + "\n")
-        for i in np.flatnonzero(t_s_T > 0):
+        charted = np.flatnonzero(t_s_T > 0)
+        if len(charted) > CURVE_POINTS:
+            charted = charted[np.linspace(0, len(charted) - 1, CURVE_POINTS).round().astype(int)]
+        for i in charted:
             self._add(
                 round(float(t_s_T[i])), {f"tick/{k}": getattr(ticks, c)[i] for k, c in TICK_METRICS.items()}
             )

@@ -30,6 +30,7 @@ MEMORY_MIB, USED_MIB, HELD_MIB = 10240, 300, 410
 WORKER = """#!{python}
 import json, os, sys
 host, gpu, ts, mps, note = {host}, {gpu}, {ts}, {mps}, {note!r}
+open(note + ".pid", "w").write(str(os.getpid()))
 print(json.dumps({{"ready": "a network"}}), flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
@@ -49,7 +50,7 @@ for line in sys.stdin:
 
 SMI = """#!/bin/sh
 case "$*" in
-  *compute-apps=pid,used*) for p in $(pgrep -f {worker}); do echo "$p, {held}"; done ;;
+  *compute-apps=pid,used*) echo "$(cat {note}.pid), {held}" ;;
   *compute-apps*) {apps} ;;
   *name,memory*) echo "NVIDIA GeForce RTX 3080, {memory}, {used}, {idle}" ;;
   *utilization*) cat {note} ;;
@@ -72,7 +73,6 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no
                 python=sys.executable, host=HOST, gpu=GPU, ts=TIME_SLICING_LOSS, mps=MPS_LOSS, note=str(note)
             ),
             "nvidia-smi": SMI.format(
-                worker=worker,
                 held=HELD_MIB,
                 apps=apps,
                 memory=MEMORY_MIB,

@@ -13,7 +13,7 @@ import pytest
 
 from gpusched.core.errors import StoreError
 from gpusched.core.logs import RequestLog, TickLog
-from gpusched.tracking.run import cut
+from gpusched.tracking.run import CURVE_POINTS, cut
 from gpusched.tracking.store import Run, Store
 
 
@@ -56,6 +56,18 @@ def test_logs_are_read_back_relative_to_the_end_of_the_warm_up(
     steps, values = store.series(run.id, "tick/latency_p95_s")
     assert (steps.tolist(), values.tolist()) == ([5], [0.3])  # no request in the last tick: a gap
     assert store.series(run.id, "tick/users")[0].tolist() == [5, 10]
+
+
+def test_a_long_tick_log_is_whole_in_its_file_and_thinned_as_a_curve(store: Store) -> None:
+    table_TC = np.ones((720, len(TickLog.columns())))
+    table_TC[:, 0] = 5.0 * np.arange(1, 721)
+    with begin(store, "many") as run:
+        run.ticks(TickLog.from_table(table_TC), 0.0)
+    assert len(store.download(run.id, "ticks.csv").read_text().splitlines()) == 721
+    steps, _ = store.series(run.id, "tick/users")
+    assert len(steps) == CURVE_POINTS
+    assert (steps[0], steps[-1]) == (5, 3600)
+    assert np.diff(steps).min() >= 30
 
 
 def test_a_long_series_arrives_whole_and_in_order(store: Store) -> None:
