@@ -100,6 +100,7 @@ def profile(tmp_path: Path) -> dict[str, Any]:
     return tree
 
 
+@pytest.mark.slow
 def test_known_constants_come_back(machine, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """nvidia-smi shows whole percents, which the constants cannot be better than."""
     job, built = make(*machine())
