@@ -111,15 +111,17 @@ class FidelityJob(Job):
             params=params(setup), tags=tags(setup), parent=parent,
         ) as run:  # fmt: skip
             artifacts(run, setup)
-            folder = self.write(setup, *self.compared(setup))
+            self.compared(setup)
+            folder = Path(self.config.folder)
+            print((folder / MARKDOWN).read_text())
             for path in (folder / JSON, folder / MARKDOWN):
                 run.file(path)
             values = worst(json.loads((folder / JSON).read_text())["rows"])
             run.metrics(0, values)
         return Result(status="finished", names=setup.names, seed=setup.seed, values=values, run_id=run.id)
 
-    def compared(self, setup: Setup) -> tuple[list[Row], list[dict[str, Any]]]:
-        """Return every measure of every case, and per case its numbers and how the machine was."""
+    def compared(self, setup: Setup) -> None:
+        """Live through every case; what has been found is written after each, so that a kill loses one case only."""
         seed = stream(f"{setup.study}/fidelity", setup.load_name, setup.seed, PURPOSE)
         rows: list[Row] = []
         notes: list[dict[str, Any]] = []
@@ -130,7 +132,7 @@ class FidelityJob(Job):
             simulated = self.simulated(setup, case, self.config.episodes, child(seed, 2 * k + 1))
             rows += compare(case, real, simulated)
             notes.append({**asdict(case), **note})
-        return rows, notes
+            self.write(setup, rows, notes)
 
     # --- cases ---
 
@@ -224,20 +226,17 @@ class FidelityJob(Job):
         finally:
             cluster.close()
 
-    def write(self, setup: Setup, rows: list[Row], notes: list[dict[str, Any]]) -> Path:
-        """Write fidelity.json and fidelity.md, print the latter and return their folder."""
+    def write(self, setup: Setup, rows: list[Row], notes: list[dict[str, Any]]) -> None:
+        """Write fidelity.json and fidelity.md of the cases so far."""
         folder = Path(self.config.folder)
         folder.mkdir(parents=True, exist_ok=True)
         told = {
             "came_from": tags(setup), "goal": GOAL, "cores": os.cpu_count(), "cases": notes,
             "rows": [asdict(row) for row in rows],
         }  # fmt: skip
-        page = markdown(rows, notes)
-        for name, text in ((JSON, json.dumps(told, indent=1)), (MARKDOWN, page)):
+        for name, text in ((JSON, json.dumps(told, indent=1)), (MARKDOWN, markdown(rows, notes))):
             (folder / f".{name}").write_text(text)
             os.replace(folder / f".{name}", folder / name)
-        print(page)
-        return folder
 
 
 def check_measured(setup: Setup) -> None:

@@ -12,7 +12,7 @@ import pytest
 from local_setup import make
 
 from gpusched.cluster.sim import SimCluster
-from gpusched.core.errors import InputError
+from gpusched.core.errors import ClusterError, InputError
 from gpusched.core.ports import Cluster
 from gpusched.job.agreement import GOAL, Block, Case, compare
 from gpusched.job.fidelity import FidelityJob, capacity_rps, with_batch
@@ -59,7 +59,7 @@ def run(folder: Path, slower: float, *more: str) -> dict[tuple[str, str], dict[s
     job, built = make(*SMALL, f"job.folder={folder}", *more)
     mine = Simulated(cast(FidelityJob, job).config)
     mine.slower = slower
-    mine.write(built, *mine.compared(built))
+    mine.compared(built)
     told = json.loads((folder / "fidelity.json").read_text())
     return {(row["case"], row["measure"]): row for row in told["rows"]}
 
@@ -73,6 +73,28 @@ def test_the_same_system_agrees_within_its_intervals(tmp_path: Path) -> None:
     for (_, name), row in rows.items():
         if name in ("p50_s", "p95_s"):
             assert abs(row["error"]) < 0.05
+
+
+class Breaking(Simulated):
+    """Its real cluster breaks in the second case."""
+
+    cases_begun = 0
+
+    def real(self, setup: Setup, case: Case) -> Cluster:
+        self.cases_begun += 1
+        if self.cases_begun == 2:
+            raise ClusterError("the machine is on fire")
+        return super().real(setup, case)
+
+
+def test_finished_cases_outlive_the_run(tmp_path: Path) -> None:
+    small = ("job.scaling=false", "job.replicas=[1]", "job.duration_s=60", "job.episodes=2")
+    job, built = make(*SMALL, f"job.folder={tmp_path}", *small)
+    with pytest.raises(ClusterError, match="on fire"):
+        Breaking(cast(FidelityJob, job).config).compared(built)
+    told = json.loads((tmp_path / "fidelity.json").read_text())
+    assert [case["max_batch"] for case in told["cases"]] == [1]
+    assert (tmp_path / "fidelity.md").read_text().startswith("| case |")
 
 
 def test_the_report_finds_it_by_its_profile(tmp_path: Path) -> None:
