@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -223,8 +224,7 @@ def sharing(service: Service, seen: Seen, when: str, rng: np.random.Generator) -
             log.warning("%s: the GPU was never busy all the time, so what sharing costs cannot be told", how)
             continue
         alone = [s for s in seen.alone if s.size == full[0].size]
-        # A gain (kernels of several processes at once) is beyond the simulator's GPU and becomes 0; the header tells it.
-        (loss,) = bootstrap(lambda some, how=how: np.array([max(cost(some, how), 0.0)]), [*alone, *full], rng)
+        (loss,) = bootstrap(partial(loss_of, how=how), [*alone, *full], rng)
         what = f"{sorted({s.processes for s in full})} processes of batches of {full[0].size}"
         if how == MPS:
             found["mps_interference"] = said(loss, "1", when, f"slow-down per further process; {what}")
@@ -258,6 +258,11 @@ def scatter(stretches: Sequence[Stretch]) -> float:
     """Return the standard deviation of a batch's time as a share of its GPU time."""
     mean_s = float(np.mean([gpu_s(s) for s in stretches]))
     return math.sqrt(float(np.mean([s.var_s2 for s in stretches]))) / mean_s if mean_s else 0.0
+
+
+def loss_of(stretches: Sequence[Stretch], how: str) -> NDArray[np.float64]:
+    """Return `cost` as an array, at least 0: a gain (kernels of several processes at once) is beyond the simulator's GPU."""
+    return np.array([max(cost(stretches, how), 0.0)])
 
 
 def cost(stretches: Sequence[Stretch], how: str) -> float:
