@@ -34,13 +34,13 @@ ablation: $(STAMP)
 	set -e; for row in "" "$(WITHOUT_HISTORY)" policy.encoder.changes=false policy.encoder.lookahead=0 \
 	  policy.encoder.roughness=false policy.training.critic_ahead=0 policy.train_load.open_share=0; do \
 	  $(PY) run.py experiment=ablation resume=true hydra/launcher=joblib $$row; done
-	$(PY) analyze.py --study ablation --all-pairs --keep docs/results/ablation
+	$(PY) analyze.py --study ablation --all-pairs --baseline ppo --candidate 'ppo[training.critic_ahead=0]' --keep docs/results/ablation
 
 # PPO trained on one load and tested on all.
 shift: export GPUSCHED_TRACES := $(abspath $(TRACES))
 shift: $(STAMP)
 	$(PY) run.py experiment=shift resume=true hydra/launcher=joblib
-	$(PY) analyze.py --study shift --keep docs/results/shift
+	$(PY) analyze.py --study shift --baseline 'ppo[train_load=assorted]' --candidate 'ppo[train_load=low]' --keep docs/results/shift
 
 setup: $(STAMP)
 
