@@ -37,7 +37,7 @@ SATURATED = 0.95
 """Share of the time at which a kernel runs from which on the GPU, and nothing else, limits the throughput."""
 QUIET = 0.05
 TIME_SLICING, MPS = "time_slicing", "mps"
-BACKEND = re.compile(r"(onnx)-(cuda|tensorrt|cpu)|(torch)-(cuda|cpu)")
+BACKEND = re.compile(r"onnx-(cuda|tensorrt|cpu)|torch-(cuda|cpu)")
 
 
 @dataclass(kw_only=True)
@@ -164,6 +164,11 @@ class GPUJob(Chore):
         c = self.config
         workers.prepare(size)
         found = [workers.stretch(size, c.settle_s, c.stretch_s) for _ in range(c.repeats)]
+        if any(math.isnan(one.busy) for one in found):
+            raise GateError(
+                f"nvidia-smi told no utilisation of GPU {c.gpu} within {c.stretch_s:g} s, so GPU and host time cannot be told apart. "
+                "Choose a longer job.stretch_s."
+            )
         log.info("%d process(es), batches of %d: %s", found[0].processes, size, row(found))
         return found
 
@@ -312,9 +317,9 @@ def header(config: GPUJob.Config, service: Service, seen: Seen) -> list[str]:
     for how, stretches in seen.shared.items():
         counts = sorted({s.processes for s in stretches})
         told = [f"{n}: {row([s for s in stretches if s.processes == n])}" for n in counts]
-        several.append(
-            f"Sharing by {how}, by number of processes, batches of {stretches[0].size}: {'; '.join(told)}."
-        ) if told else None
+        if told:
+            kind = f"Sharing by {how}, by number of processes, batches of {stretches[0].size}"
+            several.append(f"{kind}: {'; '.join(told)}.")
     return [
         f"Measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by `python run.py job=gpu` at commit {commit}, backend {config.backend}.",
         f"GPU: {seen.gpu.name}. Machine: {machine()}.",

@@ -43,10 +43,10 @@ def look(index: int) -> GPU:
     fields = "name,memory.total,memory.used,utilization.gpu"
     told = asked("nvidia-smi", f"--id={index}", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
     cells = [cell.strip() for cell in (told or "").split(",")]
-    if len(cells) != 4:
+    if len(cells) != 4 or not all(cell.isdigit() for cell in cells[1:]):
         raise InputError(
-            f"gpu = {index}: nvidia-smi shows no such GPU on this machine. Run this on the machine that has it, or choose "
-            "another with job.gpu=NUMBER."
+            f"gpu = {index}: nvidia-smi shows no such GPU on this machine, or not its memory and utilisation (as with MIG). "
+            "Run this on the machine that has it, or choose another with job.gpu=NUMBER."
         )
     total, used, busy = (float(cell) for cell in cells[1:])
     return GPU(index=index, name=cells[0], memory_bytes=total * MEBI, used_bytes=used * MEBI, busy=busy / 100)
@@ -84,7 +84,11 @@ class Workers:
 
     def __init__(self, count: int, command: Sequence[str], gpu: int, environment: Mapping[str, str]) -> None:
         self.gpu = gpu
-        own = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu), **environment}
+        # CUDA numbers the fastest GPU first unless told; nvidia-smi goes by the bus.
+        chosen = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(gpu)}
+        own = {**os.environ, **chosen, **environment}
+        # A file: a pipe that nobody reads would stop a library that logs much. It lives as long as the processes.
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._all: list[subprocess.Popen[str]] = []
         try:
             for _ in range(count):
@@ -95,7 +99,7 @@ class Workers:
                         text=True,
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
-                        stderr=subprocess.PIPE,
+                        stderr=self._errors,
                     )
                 )
             self.said = [self._hear(one)["ready"] for one in self._all]
@@ -148,8 +152,9 @@ class Workers:
             told: dict[str, Any] = json.loads(line)
             return told
         one.kill()
-        assert one.stderr
-        why = one.stderr.read().strip().splitlines()
+        one.wait()
+        self._errors.seek(0)
+        why = self._errors.read().strip().splitlines()
         raise ClusterError(
             f"a process on the GPU gave no answer: {why[-1] if why else f'none within {ANSWER_S:g} s'}. "
             "The libraries it needs are in job.python's environment: make gpu installs them."
@@ -161,9 +166,10 @@ class Workers:
             one.kill()
         for one in self._all:
             one.wait()
-            for pipe in (one.stdin, one.stdout, one.stderr):
+            for pipe in (one.stdin, one.stdout):
                 if pipe:
                     pipe.close()
+        self._errors.close()
 
 
 @contextmanager

@@ -53,7 +53,7 @@ case "$*" in
   *compute-apps=pid,used*) echo "$(cat {note}.pid), {held}" ;;
   *compute-apps*) {apps} ;;
   *name,memory*) echo "NVIDIA GeForce RTX 3080, {memory}, {used}, {idle}" ;;
-  *utilization*) cat {note} ;;
+  *utilization*) {share} ;;
   *throttle*) echo "Not Active, Not Active, Not Active, Not Active" ;;
 esac
 """
@@ -63,7 +63,9 @@ esac
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     """Put a GPU into this machine, and return the job's overrides for it."""
 
-    def put(idle: int = 0, apps: str = "true", with_mps: bool = True) -> list[str]:
+    def put(
+        idle: int | str = 0, apps: str = "true", with_mps: bool = True, utilisation: str = ""
+    ) -> list[str]:
         folder, note = tmp_path / "bin", tmp_path / "share"
         folder.mkdir()
         note.write_text("0")
@@ -74,6 +76,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no
             ),
             "nvidia-smi": SMI.format(
                 held=HELD_MIB,
+                share=f"echo '{utilisation}'" if utilisation else f"cat {note}",
                 apps=apps,
                 memory=MEMORY_MIB,
                 used=USED_MIB,
@@ -187,31 +190,36 @@ def stretch(processes: int, batches: int, busy: float) -> Stretch:
     )
 
 
-def test_a_gpu_that_was_never_full_tells_nothing_of_sharing() -> None:
+def told_of_sharing(several: Stretch) -> dict[str, Any]:
+    """Constants of a GPU that a lone process keeps busy half of the time, and these under MPS."""
     _, built = make("job=gpu")
     one = gpu.GPU(index=0, name="x", memory_bytes=1e10, used_bytes=0.0, busy=0.0)
     seen = gpu.Seen(
-        gpu=one,
-        runs="x",
-        held_bytes=0.0,
-        alone=[stretch(1, 50, 0.5)],
-        shared={gpu.MPS: [stretch(2, 90, 0.9)]},
+        gpu=one, runs="x", held_bytes=0.0, alone=[stretch(1, 50, 0.5)], shared={gpu.MPS: [several]}
     )
-    assert gpu.sharing(built.service, seen, "now", np.random.default_rng(0)) == {}
+    return gpu.sharing(built.service, seen, "now", np.random.default_rng(0))
+
+
+def test_a_gpu_that_was_never_full_tells_nothing_of_sharing() -> None:
+    assert told_of_sharing(stretch(2, 90, 0.9)) == {}
 
 
 def test_processes_that_gain_from_each_other_cost_nothing() -> None:
     """Kernels of several processes at once: more than the simulator's GPU can do, so the constant is its least."""
-    _, built = make("job=gpu")
-    one = gpu.GPU(index=0, name="x", memory_bytes=1e10, used_bytes=0.0, busy=0.0)
-    seen = gpu.Seen(
-        gpu=one,
-        runs="x",
-        held_bytes=0.0,
-        alone=[stretch(1, 50, 0.5)],
-        shared={gpu.MPS: [stretch(3, 150, 1.0)]},
-    )
-    assert gpu.sharing(built.service, seen, "now", np.random.default_rng(0))["mps_interference"].value == 0.0
+    assert told_of_sharing(stretch(3, 150, 1.0))["mps_interference"].value == 0.0
+
+
+def test_a_gpu_whose_utilisation_is_not_told_is_no_profile(machine, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    job, built = make(*machine(utilisation="[N/A]"))
+    with pytest.raises(GateError, match="told no utilisation"):
+        job.do(built)  # type: ignore[attr-defined]
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_gpu_in_parts_is_refused(machine) -> None:  # type: ignore[no-untyped-def]
+    job, built = make(*machine(idle="[N/A]"))
+    with pytest.raises(InputError, match="MIG"):
+        job.do(built)  # type: ignore[attr-defined]
 
 
 # --- the real worker ---
