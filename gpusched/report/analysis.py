@@ -72,9 +72,10 @@ def analyse(source: Source, choice: Choice) -> Analysis:
     """
     study = _read(source, choice)
     registered = judge(study, choice.hypotheses_file)
+    named = bool(choice.baseline or choice.candidate)
     choice = _completed(choice, registered, study)
     baseline, candidate, margin = choice.baseline or "", choice.candidate or "", choice.margin or math.nan
-    reason = _no_comparison(study, baseline, candidate)
+    reason = _no_comparison(study, baseline, candidate, named=named)
     compared = None if reason else compare(study, baseline, candidate)
     policies = _ordered(study, baseline, candidate)
     known = fidelity(study, source)
@@ -120,18 +121,28 @@ def _completed(choice: Choice, registered: Registered, study: Study) -> Choice:
     )
 
 
-def _no_comparison(study: Study, baseline: str, candidate: str) -> str:
-    """Return why nothing is compared, empty where it is. Raises InputError for a policy the study does not have."""
+def _no_comparison(study: Study, baseline: str, candidate: str, *, named: bool) -> str:
+    """Return why nothing is compared, empty where it is.
+
+    Raises InputError for a policy the study does not have, where the pair was `named` by the user: a study without the
+    usual pair, such as an ablation, is described.
+    """
     have = study.policies
     if len(have) < 2:
         only = f"Only {have[0]} has runs that count" if have else "No run counts"
         return f"{only}, so there is nothing to compare; the page describes what was measured."
-    for option, policy in (("baseline", baseline), ("candidate", candidate)):
-        if policy not in have:
-            raise InputError(
-                f"--{option} {policy}: study {study.name!r} has no run of it that counts. "
-                f"Policies: {', '.join(have)}.{did_you_mean(policy, have)}"
-            )
+    absent = [(o, p) for o, p in (("baseline", baseline), ("candidate", candidate)) if p not in have]
+    if absent and not named:
+        return (
+            f"{candidate} is not compared with {baseline}: study {study.name!r} has no run of "
+            f"{' or '.join(p for _, p in absent)} that counts. The page describes what was measured; --baseline and "
+            f"--candidate compare two of: {', '.join(have)}."
+        )
+    for option, policy in absent:
+        raise InputError(
+            f"--{option} {policy}: study {study.name!r} has no run of it that counts. "
+            f"Policies: {', '.join(have)}.{did_you_mean(policy, have)}"
+        )
     if baseline == candidate:
         raise InputError(f"--baseline and --candidate are both {baseline!r}. Policies: {', '.join(have)}.")
     if not shared_loads(study, baseline, candidate):

@@ -203,6 +203,21 @@ def test_one_policy_or_no_common_load_is_described_only(memory: Memory) -> None:
     assert "no load in common" in of(memory, "apart").no_comparison
 
 
+def test_a_study_without_the_usual_pair_is_described_unless_a_pair_was_asked_for(memory: Memory) -> None:
+    MadeUp(name="rows", policies=("ppo", "ppo[a=1]", "ppo[a=2]"), **QUICK).write(memory)
+    found = of(memory, "rows", all_pairs=True)
+    assert found.comparison is None
+    assert "ppo is not compared with hpa: study 'rows' has no run of hpa that counts" in found.no_comparison
+    assert "two of: ppo, ppo[a=1], ppo[a=2]" in found.no_comparison
+    assert {"means", "pairs"} <= set(found.tables)  # every two of them are compared all the same
+    with pytest.raises(InputError, match=r"--baseline hpa: study 'rows' has no run of it"):
+        of(memory, "rows", baseline="hpa")
+    with pytest.raises(InputError, match=r"--baseline hpa: .* Policies: ppo, ppo\[a=1\], ppo\[a=2\]"):
+        of(memory, "rows", candidate="ppo[a=1]")
+    pair = of(memory, "rows", baseline="ppo", candidate="ppo[a=1]")
+    assert pair.comparison is not None
+
+
 def test_conditions_are_told_apart_from_policies(memory: Memory) -> None:
     made = MadeUp(name="mixed up", **QUICK)
     made.write(memory)
