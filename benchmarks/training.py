@@ -40,8 +40,9 @@ GOALS = {"fps_per_sb3": 1.2, "fps_per_bare": 1.0}
 
 
 def configured() -> Setup:
-    """Return the shipped PPO; the updates of all three programs run every epoch, and no critic is told the future."""
-    overrides = ["policy=ppo", "policy.training.kl_stop=0", "policy.training.critic_ahead=0"]
+    """Return the shipped PPO with what the other programs can do, too: every epoch, a critic like theirs."""
+    overrides = ["policy=ppo"]
+    overrides += [f"policy.training.{key}=0" for key in ("kl_stop", "critic_ahead", "critic_epochs")]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", overrides, return_hydra_config=True)
     choices = {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}

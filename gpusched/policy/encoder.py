@@ -20,34 +20,51 @@ Rows = Sequence[int] | NDArray[np.int64]
 
 @dataclass(kw_only=True)
 class EncoderConfig:
-    """What the features are scaled by, and how many past control steps of the trend they hold.
+    """What the features are scaled by, and what of the past they hold; all times in control steps.
 
-    With `changes` the past enters as the change since then, otherwise as the value it had. Neighbouring values are
-    nearly equal, so a network that is given them learns the level fast and the slope slowly, if at all.
-    `lookahead` adds the users so many control steps ahead if they go on changing as in as many steps before; 0 = not.
-    `roughness` adds how much the users change from step to step: arrivals that wait for no answer come in gusts.
+    lags       ages at which the past of TREND is shown. With `changes` it enters as the change since then, otherwise as
+               the value it had: neighbouring values are nearly equal, and a network that is given them learns the level
+               fast and the slope slowly, if at all.
+    lookahead  the users so many steps ahead if they go on changing as in as many steps before; 0 = not
+    roughness  how much the users change from step to step, over so many: arrivals that wait for no answer come in
+               gusts; 0 = not
+    peaks      for each window, the most users that now or in so many steps before were there or, with `lookahead`, to
+               come: what a rule with a stabilisation window acts on
+    troughs    for each window, the fewest users that were there: with the peak, how calm the load has been
     """
 
     slo_s: float
     think_s: float
-    history: int
+    lags: list[int]
     changes: bool
     lookahead: int
-    roughness: bool
+    roughness: int
+    peaks: list[int]
+    troughs: list[int]
 
     def __post_init__(self) -> None:
         if not self.slo_s > 0:
             raise refuse("encoder.slo_s", self.slo_s, "must be greater than 0 s")
         if self.think_s < 0:
             raise refuse("encoder.think_s", self.think_s, "must be at least 0 s")
-        if not 0 <= self.history <= 100:
-            raise refuse("encoder.history", self.history, "must lie in 0..100 control steps")
-        if not 0 <= self.lookahead <= self.history:
+        for key, least in (("lags", 1), ("peaks", 0), ("troughs", 1)):
+            steps: list[int] = getattr(self, key)
+            if any(not least <= k <= LONGEST for k in steps) or steps != sorted(set(steps)):
+                raise refuse(
+                    f"encoder.{key}", list(steps), f"must list rising control steps in {least}..{LONGEST}"
+                )
+        if not 0 <= self.lookahead <= LONGEST:
+            raise refuse("encoder.lookahead", self.lookahead, f"must lie in 0..{LONGEST} control steps")
+        if self.roughness and not 2 <= self.roughness <= LONGEST:
             raise refuse(
-                "encoder.lookahead", self.lookahead, f"must lie in 0..encoder.history ({self.history})"
+                "encoder.roughness", self.roughness, f"must be 0 or lie in 2..{LONGEST} control steps"
             )
-        if self.roughness and self.history < 2:
-            raise refuse("encoder.roughness", True, f"needs encoder.history >= 2, which is {self.history}")
+
+    @property
+    def memory(self) -> int:
+        """Past control steps that must be remembered for all of it."""
+        peak = max(self.peaks, default=0) + self.lookahead
+        return max([peak, self.roughness, *self.lags, *self.troughs])
 
 
 @dataclass
@@ -97,6 +114,9 @@ FEATURES: dict[str, Callable[[View], Floats]] = {
     "has_rate": lambda v: np.isfinite(v.seen.rate_rps_E).astype(float),
 }
 
+LONGEST = 100
+"""Control steps that may be remembered at most."""
+
 TREND = ("population_count", "slow_share", "replicas_ready")
 """The features whose past is remembered: where the load, the violations and the capacity come from."""
 
@@ -112,9 +132,11 @@ CALM = 0.01
 
 def feature_names(config: EncoderConfig) -> list[str]:
     """Return the name of every feature; `slow_share-2` belongs to two control steps ago."""
-    past = [f"{name}-{age}" for age in range(1, config.history + 1) for name in TREND]
-    ahead, rough = ["population_ahead"] * bool(config.lookahead), ["roughness"] * config.roughness
-    return [*FEATURES, *past, *ahead, *rough]
+    past = [f"{name}-{age}" for age in config.lags for name in TREND]
+    ahead, rough = ["population_ahead"] * bool(config.lookahead), ["roughness"] * bool(config.roughness)
+    peaks = [f"population_peak-{window}" for window in config.peaks]
+    troughs = [f"population_trough-{window}" for window in config.troughs]
+    return [*FEATURES, *past, *ahead, *rough, *peaks, *troughs]
 
 
 class Encoder:
@@ -125,7 +147,7 @@ class Encoder:
 
     def __init__(self, config: EncoderConfig, limits: Limits, envs: int) -> None:
         self.config, self.limits = config, limits
-        self._past_EHF: Features = np.zeros((envs, config.history, len(TREND)), dtype=np.float32)
+        self._past_EHF: Features = np.zeros((envs, config.memory, len(TREND)), dtype=np.float32)
 
     @property
     def size(self) -> int:
@@ -157,17 +179,28 @@ class Encoder:
         return now_EF
 
     def _join(self, now_EF: Features, past_EHF: Features) -> Features:
-        trend_EF, lookahead = now_EF[:, TREND_COLUMNS], self.config.lookahead
-        more = []
-        if lookahead:
-            more.append(2 * trend_EF[:, USERS] - past_EHF[:, lookahead - 1, USERS])
-        if self.config.roughness:
-            more.append(roughness(np.concatenate([trend_EF[:, None, USERS], past_EHF[:, :, USERS]], axis=1)))
+        trend_EF = now_EF[:, TREND_COLUMNS]
+        users_EH = np.concatenate([trend_EF[:, None, USERS], past_EHF[:, :, USERS]], axis=1)
+        past_ELF = past_EHF[:, [age - 1 for age in self.config.lags]]
         if self.config.changes:
-            past_EHF = trend_EF[:, None] - past_EHF
+            past_ELF = trend_EF[:, None] - past_ELF
+        course = course_of(users_EH, self.config)
         return np.concatenate(
-            [now_EF, past_EHF.reshape(len(now_EF), -1), *(x[:, None] for x in more)], axis=1
+            [now_EF, past_ELF.reshape(len(now_EF), -1), *(x[:, None] for x in course)], axis=1
         )
+
+
+def course_of(users_EH: Features, config: EncoderConfig) -> list[Features]:
+    """Return what the course of the users says, shape [E] each. users_EH: users now and in the steps before."""
+    course = []
+    if config.lookahead:
+        course.append(2 * users_EH[:, 0] - users_EH[:, config.lookahead])
+    if config.roughness:
+        course.append(roughness(users_EH[:, : config.roughness + 1]))
+    there_EH = users_EH[:, : users_EH.shape[1] - config.lookahead]
+    called_for_EH = np.maximum(there_EH, 2 * there_EH - users_EH[:, config.lookahead :])
+    course += [called_for_EH[:, : window + 1].max(axis=1) for window in config.peaks]
+    return course + [users_EH[:, : window + 1].min(axis=1) for window in config.troughs]
 
 
 def roughness(users_EH: NDArray[np.floating]) -> Features:

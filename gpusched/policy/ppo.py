@@ -52,12 +52,14 @@ class TrainingConfig:
     value_weight: float
     max_grad_norm: float
     critic_ahead: int
+    critic_epochs: int
+    critic_minibatch: int
     stop_early: bool
     validate_every: int
     validate_episodes: int
 
     def __post_init__(self) -> None:
-        for key in ("frames", "envs", "rollout", "epochs", "minibatch", "validate_every"):
+        for key in ("frames", "envs", "rollout", "epochs", "minibatch", "critic_minibatch", "validate_every"):
             if getattr(self, key) < 1:
                 raise refuse(f"training.{key}", getattr(self, key), "must be at least 1")
         for key in ("learning_rate", "clip", "max_grad_norm"):
@@ -68,7 +70,7 @@ class TrainingConfig:
                 raise refuse(f"training.{key}", getattr(self, key), "must lie in 0..1")
         if not 0 <= self.critic_ahead <= 100:
             raise refuse("training.critic_ahead", self.critic_ahead, "must lie in 0..100 control steps")
-        for key in ("kl_stop", "entropy_weight", "value_weight"):
+        for key in ("kl_stop", "entropy_weight", "value_weight", "critic_epochs"):
             if getattr(self, key) < 0:
                 raise refuse(f"training.{key}", getattr(self, key), "must be at least 0")
         if self.validate_episodes < 2:

@@ -222,6 +222,8 @@ def make_algorithm(actor: Actor, critic: Critic, env: ClusterEnv, spec: Training
         critic=critic,
         optim=optim,
         kl_stop=spec.kl_stop,
+        critic_epochs=spec.critic_epochs,
+        critic_minibatch=spec.critic_minibatch,
         eps_clip=spec.clip,
         vf_coef=spec.value_weight,
         ent_coef=spec.entropy_weight,

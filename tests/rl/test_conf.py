@@ -52,12 +52,16 @@ def test_another_training_load() -> None:
         ("training.frames", 10),
         ("training.kl_stop", -1.0),
         ("training.critic_ahead", -1),
+        ("training.critic_epochs", -1),
+        ("training.critic_minibatch", 0),
         ("training.validate_episodes", 1),
         ("convergence.window", 2),
         ("convergence.kl_max", 0.0),
         ("convergence.agreement_min", 2.0),
-        ("encoder.history", -1),
-        ("encoder.lookahead", 9),
+        ("encoder.lags", [2, 1]),
+        ("encoder.lookahead", -1),
+        ("encoder.peaks", [4, 101]),
+        ("encoder.troughs", [0]),
     ],
 )
 def test_a_bad_value_is_refused_by_name(key: str, value: Any) -> None:

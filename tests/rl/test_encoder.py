@@ -13,7 +13,9 @@ from gpusched.core.errors import InputError
 from gpusched.core.observation import Observation
 from gpusched.policy.encoder import CALM, Encoder, EncoderConfig, feature_names
 
-CONFIG = EncoderConfig(slo_s=0.2, think_s=1.5, history=3, changes=False, lookahead=0, roughness=False)
+CONFIG = EncoderConfig(
+    slo_s=0.2, think_s=1.5, lags=[1, 2, 3], changes=False, lookahead=0, roughness=0, peaks=[], troughs=[]
+)
 NAMES = feature_names(CONFIG)
 
 
@@ -79,7 +81,7 @@ def test_users_ahead_go_on_as_before() -> None:
 
 
 def test_roughness_is_the_usual_step_of_the_users() -> None:
-    config = replace(CONFIG, roughness=True)
+    config = replace(CONFIG, roughness=3)
     column = feature_names(config).index("roughness")
 
     def last(users: list[float]) -> float:
@@ -92,6 +94,43 @@ def test_roughness_is_the_usual_step_of_the_users() -> None:
     # Steps of +4, -4, +4 around 102: their spread is sqrt(128/9).
     assert last([100.0, 104.0, 100.0, 104.0]) == pytest.approx(np.log(CALM + np.sqrt(128 / 9) / 102))
     assert last([10.0, 10.4, 10.0, 10.4]) == pytest.approx(last([100.0, 104.0, 100.0, 104.0]), rel=1e-5)
+
+
+def test_peaks_are_the_most_users_there_or_to_come() -> None:
+    def rows(lookahead: int) -> list[list[float]]:
+        config = replace(CONFIG, lags=[], lookahead=lookahead, peaks=[0, 1, 3])
+        columns = [feature_names(config).index(f"population_peak-{steps}") for steps in (0, 1, 3)]
+        encoder = Encoder(config, Limits(), 1)
+        users = [10.0, 30.0, 20.0, 20.0, 20.0, 20.0]
+        features = [encoder.start(seen(in_flight_E=users[0]))]
+        features += [encoder.follow(seen(in_flight_E=x)) for x in users[1:]]
+        assert encoder.size == features[0].shape[1] == len(feature_names(config))
+        return [[float(row[0, c]) for c in columns] for row in features]
+
+    assert rows(0) == [[10, 10, 10], [30, 30, 30], [20, 30, 30], [20, 20, 30], [20, 20, 30], [20, 20, 20]]
+    # One step ahead, if the last change goes on: 10, 50, 10, 20, ... A fall to come calls for no less than there are.
+    assert rows(1) == [[10, 10, 10], [50, 50, 50], [20, 50, 50], [20, 20, 50], [20, 20, 50], [20, 20, 20]]
+
+
+def test_troughs_are_the_fewest_users_there() -> None:
+    config = replace(CONFIG, lookahead=4, troughs=[1, 3])
+    columns = [feature_names(config).index(f"population_trough-{window}") for window in (1, 3)]
+    encoder = Encoder(config, Limits(), 1)
+    rows = [encoder.start(seen(in_flight_E=30.0))]
+    rows += [encoder.follow(seen(in_flight_E=x)) for x in (10.0, 20.0, 40.0, 40.0, 40.0)]
+    assert [[float(row[0, c]) for c in columns] for row in rows] == [
+        [30, 30], [10, 10], [10, 10], [20, 10], [40, 10], [40, 20]
+    ]  # fmt: skip
+
+
+def test_only_the_chosen_ages_are_shown() -> None:
+    config = replace(CONFIG, lags=[1, 4])
+    names, encoder = feature_names(config), Encoder(config, Limits(), 1)
+    assert [name for name in names if name.startswith("slow_share-")] == ["slow_share-1", "slow_share-4"]
+    rows = [encoder.start(seen(slow_share_E=0.1))]
+    rows += [encoder.follow(seen(slow_share_E=x)) for x in (0.2, 0.3, 0.4, 0.5, 0.6)]
+    past = [[float(row[0, names.index(f"slow_share-{age}")]) for age in (1, 4)] for row in rows]
+    assert past[-2:] == pytest.approx(np.array([[0.4, 0.1], [0.5, 0.2]]))
 
 
 def test_a_new_episode_forgets_only_its_own_past() -> None:
@@ -110,7 +149,7 @@ AMOUNT = st.one_of(st.sampled_from([float("nan"), float("inf")]), st.floats(min_
 
 @given(arrays(float, (3, 4, len(Observation.columns())), elements=AMOUNT))
 def test_any_observation_gives_finite_features_and_environments_do_not_mix(table_TEF: np.ndarray) -> None:
-    config = replace(CONFIG, changes=True, lookahead=2, roughness=True)
+    config = replace(CONFIG, lags=[2], changes=True, lookahead=2, roughness=4, peaks=[0, 5], troughs=[1, 9])
     whole, alone = Encoder(config, Limits(), 4), Encoder(config, Limits(), 1)
     for t, table_EF in enumerate(table_TEF):
         steps = [encoder.follow if t else encoder.start for encoder in (whole, alone)]
@@ -126,13 +165,19 @@ def test_a_missing_rate_is_told_from_an_idle_service() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("slo_s", 0.0), ("think_s", -1.0), ("history", -1), ("lookahead", 3)]
+    ("key", "value"),
+    [
+        ("slo_s", 0.0),
+        ("think_s", -1.0),
+        ("lags", [0]),
+        ("lags", [2, 2]),
+        ("lags", [101]),
+        ("lookahead", 101),
+        ("roughness", 1),
+        ("peaks", [2, 0]),
+        ("troughs", [0]),
+    ],
 )
-def test_a_bad_value_is_refused_by_name(key: str, value: float) -> None:
+def test_a_bad_value_is_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(InputError, match=key):
-        replace(replace(CONFIG, history=2), **{key: value})
-
-
-def test_roughness_needs_two_steps_of_the_past() -> None:
-    with pytest.raises(InputError, match="roughness"):
-        replace(CONFIG, history=1, roughness=True)
+        replace(CONFIG, **{key: value})  # type: ignore[arg-type]

@@ -52,7 +52,13 @@ KINDS: dict[str, tuple[Any, Any, Callable[[Any], Any]]] = {
 
 
 def learn(
-    kind: str, fast: bool, return_scaling: bool = False, minibatch: int = 50, ahead: int = 0
+    kind: str,
+    fast: bool,
+    return_scaling: bool = False,
+    minibatch: int = 50,
+    ahead: int = 0,
+    updates: int = UPDATES,
+    **more: int,
 ) -> tuple[list[str], Any]:
     make_env, action, dist_fn = KINDS[kind]
     source = stream("study", "levels", 0, "train")
@@ -83,25 +89,26 @@ def learn(
             max_grad_norm=0.5,
             return_scaling=return_scaling,
             max_batchsize=999,
+            **more,
         )
         buffer: Any = RolloutBuffer(ENVS, STEPS) if fast else StockBuffer(ENVS * STEPS, ENVS)
         collector = (RolloutCollector if fast else Collector)(algorithm, env, buffer)
         collector.reset_env()
         digests = []
-        for _ in range(UPDATES):
+        for _ in range(updates):
             collector.reset_buffer()
             stats = collector.collect(n_step=ENVS * STEPS)
             with policy_within_training_step(policy):
                 algorithm.update(buffer, minibatch, 3)
             weights = b"".join(p.detach().numpy().tobytes() for p in algorithm.parameters())
             digests.append(hashlib.sha256(weights).hexdigest())
-    return digests, (buffer, stats)
+    return digests, (buffer, stats, algorithm)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_are_equal_bit_by_bit(kind: str) -> None:
-    stock, (buffer, _) = learn(kind, fast=False)
-    fast, (rollout, _) = learn(kind, fast=True)
+    stock, (buffer, *_) = learn(kind, fast=False)
+    fast, (rollout, *_) = learn(kind, fast=True)
     assert stock == fast
     assert len(set(stock)) == UPDATES  # it learnt
     for column in ("obs", "act", "rew", "truncated", "done", "obs_next"):
@@ -121,8 +128,25 @@ def test_also_where_the_critic_is_told_more_than_the_actor() -> None:
     assert stock != learn("one lever", fast=True)[0]
 
 
+def test_passes_for_the_critic_alone_leave_the_actor_as_it_is_and_foretell_the_rollout_better() -> None:
+    def weights(net: Any) -> bytes:
+        return b"".join(p.detach().numpy().tobytes() for p in net.parameters())
+
+    def error(algorithm: Any, buffer: Any) -> float:
+        batch, indices = buffer.sample(0)
+        with torch.inference_mode():
+            batch = algorithm._preprocess_batch(batch, buffer, indices)
+        return float((batch.returns - batch.v_s.flatten()).pow(2).mean())
+
+    _, (buffer, _, plain) = learn("one lever", fast=True, updates=1)
+    _, (_, _, more) = learn("one lever", fast=True, updates=1, critic_epochs=10, critic_minibatch=30)
+    assert weights(plain.policy.actor) == weights(more.policy.actor)
+    assert weights(plain.critic) != weights(more.critic)
+    assert error(more, buffer) < error(plain, buffer)
+
+
 def test_episode_lengths_are_right_across_rollouts() -> None:
-    *_, (_, stats) = learn("one lever", fast=True)
+    _, (_, stats, _) = learn("one lever", fast=True)
     assert stats.lens.tolist() == [TRIAL.steps] * len(stats.lens) and len(stats.lens) > 0
 
 

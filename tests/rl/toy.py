@@ -168,14 +168,15 @@ class Setup:
         return PPO(
             PPO.Config(
                 encoder=EncoderConfig(
-                    slo_s=SLO_S, think_s=THINK_S, history=self.history, changes=False, lookahead=0, roughness=False
+                    slo_s=SLO_S, think_s=THINK_S, lags=[*range(1, self.history + 1)], changes=False, lookahead=0,
+                    roughness=0, peaks=[], troughs=[],
                 ),
                 network=NetworkConfig(hidden=[32, 32]),
                 training=TrainingConfig(
                     frames=self.frames, envs=16, rollout=64, epochs=6, minibatch=256, learning_rate=2e-3,
                     learning_rate_end=0.1, gamma=0.9, gae_lambda=0.9, clip=0.2, kl_stop=0.0,
                     entropy_weight=0.003, value_weight=0.5, max_grad_norm=0.5,
-                    critic_ahead=self.critic_ahead, stop_early=self.stop_early,
+                    critic_ahead=self.critic_ahead, critic_epochs=0, critic_minibatch=512, stop_early=self.stop_early,
                     validate_every=4, validate_episodes=16,
                 ),
                 convergence=ConvergenceConfig(
