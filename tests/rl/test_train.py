@@ -223,7 +223,9 @@ def test_a_damaged_card(short: Path, tmp_path: Path, text: str) -> None:
 
 def test_other_features(short: Path) -> None:
     message = refused(short, replace(SHORT, history=5))
-    assert message.index("encoder") < message.index("'lags': [1, 2]") < message.index("'lags': [1, 2, 3, 4, 5]")
+    assert (
+        message.index("encoder") < message.index("'lags': [1, 2]") < message.index("'lags': [1, 2, 3, 4, 5]")
+    )
 
 
 def copy(short: Path, folder: Path, **changes: Any) -> Path:
