@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusched.action.levers import Sizes, check_choices, levers, pick, resize, sizes
+from gpusched.action.levers import Sizes, check_choices, levers, pick, resize, sizes, target_expense
 from gpusched.core.controls import Controls, HPASpec, Limits
 from gpusched.core.ports import Action
 
@@ -27,6 +27,10 @@ class Full(Action):
 
     def sizes(self, limits: Limits) -> list[int]:
         return sizes(levers(limits, targets=self.config.targets))
+
+    def expense(self, limits: Limits) -> NDArray[np.float64]:
+        of_target = target_expense(self.config.targets)
+        return np.concatenate([of_target, np.zeros(sum(self.sizes(limits)) - len(of_target))])
 
     def decode(self, choice_EA: NDArray[np.int64], limits: Limits) -> Controls:
         targets = self.config.targets

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusched.action.levers import check_choices, pick, sizes
+from gpusched.action.levers import check_choices, pick, sizes, target_expense
 from gpusched.core.controls import Controls, HPASpec, Limits
 from gpusched.core.ports import Action
 
@@ -26,6 +26,9 @@ class HPATarget(Action):
 
     def sizes(self, limits: Limits) -> list[int]:
         return sizes({"targets": self.config.targets})
+
+    def expense(self, limits: Limits) -> NDArray[np.float64]:
+        return target_expense(self.config.targets)
 
     def decode(self, choice_EA: NDArray[np.int64], limits: Limits) -> Controls:
         targets = self.config.targets

@@ -45,6 +45,15 @@ def sizes(choices: Levers) -> list[int]:
     return [len(values) for values in choices.values() if len(values) > 1]
 
 
+def target_expense(targets: Sequence[float]) -> NDArray[np.float64]:
+    """Return the replicas an HPA holds at each target, beyond each one it holds at the highest.
+
+    It asks for usage / target (kubernetes.io, "Horizontal Pod Autoscaling", algorithm details), so for 3 at 30 % where
+    one will do at 90 %. Empty for a single target, which is no lever.
+    """
+    return max(targets) / np.asarray(targets, dtype=float) - 1.0 if len(targets) > 1 else np.zeros(0)
+
+
 def pick(choices: Levers, choice_EA: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
     """Return the chosen value of every lever, shape [E] each; a single choice needs no column."""
     columns = iter(choice_EA.T)

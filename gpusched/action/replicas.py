@@ -22,6 +22,9 @@ class Replicas(Action):
     def sizes(self, limits: Limits) -> list[int]:
         return sizes({"replicas": range(limits.min_replicas, limits.max_replicas + 1)})
 
+    def expense(self, limits: Limits) -> NDArray[np.float64]:
+        return np.arange(sum(self.sizes(limits)), dtype=float)
+
     def decode(self, choice_EA: NDArray[np.int64], limits: Limits) -> Controls:
         chosen_E = choice_EA[:, 0] if choice_EA.shape[1] else np.zeros(len(choice_EA), dtype=np.int64)
         return Controls.scale(limits.min_replicas + chosen_E)

@@ -112,6 +112,13 @@ class Action(Option, ABC):
     def decode(self, choice_EA: NDArray[np.int64], limits: Limits) -> Controls:
         """Return the controls that each row of choices stands for."""
 
+    def expense(self, limits: Limits) -> NDArray[np.float64]:
+        """Return how many replicas each choice costs more than its lever's cheapest, lever after lever, shape [C].
+
+        All zero, as here, where the choices differ in no number of replicas.
+        """
+        return np.zeros(sum(self.sizes(limits)))
+
 
 @dataclass(kw_only=True)
 class Episode:

@@ -59,9 +59,11 @@ class Network:
         return np.asarray(x @ weight.T + bias, dtype=np.float32)
 
 
-def most_likely(logits_EC: NDArray[np.float32], sizes: Sequence[int]) -> NDArray[np.int64]:
-    """Return the choice with the largest logit for each of the A levers, shape [E, A]."""
-    levers = np.split(logits_EC, np.cumsum(sizes)[:-1], axis=-1)
+def most_likely(
+    logits_EC: NDArray[np.float32], sizes: Sequence[int], handicap_C: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Return the choice with the largest logit, less its handicap, for each of the A levers, shape [E, A]."""
+    levers = np.split(logits_EC - handicap_C, np.cumsum(sizes)[:-1], axis=-1)
     return np.stack([lever.argmax(axis=-1) for lever in levers], axis=-1)
 
 

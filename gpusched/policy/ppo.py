@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpusched.core.controls import Controls, Limits
 from gpusched.core.errors import InputError, refuse
@@ -16,8 +17,11 @@ from gpusched.core.ports import Action, Policy
 from gpusched.policy.encoder import Encoder, EncoderConfig, feature_names
 from gpusched.policy.network import Network, most_likely, read_network
 
-FORMAT = 2
+FORMAT = 3
 """Version of the model files; raised whenever a feature's meaning or the file layout changes."""
+
+MOST_THRIFT = 20.0
+"""Log-odds that no network in use reaches: more would only name the cheapest choice."""
 
 CARD, PROGRAM = "policy.json", "policy.pt2"
 
@@ -119,13 +123,23 @@ class PPO(Policy):
 
     @dataclass(kw_only=True)
     class Config:
-        """`train_load` is the load option the policy is trained on; the caller builds it."""
+        """`train_load` is the load option the policy is trained on; the caller builds it.
 
+        thrift  log-odds by which the network must prefer a choice for each replica it costs more. Where the choices are
+                worth the same, chance decides which of them a training ends on, and the dearer one may win by a hair.
+                (Logits adjusted after training: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021.)
+        """
+
+        thrift: float
         encoder: EncoderConfig
         network: NetworkConfig
         training: TrainingConfig
         convergence: ConvergenceConfig
         train_load: Any
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.thrift <= MOST_THRIFT:
+                raise refuse("thrift", self.thrift, f"must lie in 0..{MOST_THRIFT:g} log-odds per replica")
 
     def __init__(self, config: Config, action: Action) -> None:
         super().__init__(config)
@@ -156,14 +170,19 @@ class PPO(Policy):
             raise RuntimeError("PPO.reset before PPO.load")
         self._must_fit(self._space(limits))
         self._limits, self._sizes = limits, self.action.sizes(limits)
+        self._handicap_C = self.handicap(limits)
         self._encoder, self._fresh = self.encoder(limits, envs), True
 
     def act(self, observation: Observation) -> Controls:
-        """Return the controls of the most likely choice."""
+        """Return the controls of the most likely choice, dearer ones held back by `thrift`."""
         encode = self._encoder.start if self._fresh else self._encoder.follow
         self._fresh = False
-        choice_EA = most_likely(self.network(encode(observation)), self._sizes)
+        choice_EA = most_likely(self.network(encode(observation)), self._sizes, self._handicap_C)
         return self.action.decode(choice_EA, self._limits)
+
+    def handicap(self, limits: Limits) -> NDArray[np.float64]:
+        """Return the log-odds by which each choice is held back, shape [C]."""
+        return self.config.thrift * self.action.expense(limits)
 
     def encoder(self, limits: Limits, envs: int) -> Encoder:
         """Return a new encoder for `envs` environments."""
@@ -185,6 +204,7 @@ class PPO(Policy):
         return {
             "format": FORMAT,
             "action": {"option": type(self.action).__name__, **_plain(self.action.config)},
+            "thrift": self.config.thrift,
             "encoder": asdict(self.config.encoder),
             "features": feature_names(self.config.encoder),
         }

@@ -70,7 +70,7 @@ def live_through(env: ClusterEnv, network: Network, episodes: Episodes) -> Lived
     rewards, seen = [], []
     for _ in range(env.cluster.trial.steps):
         seen.append(features_PF)
-        features_PF, reward_P, *_ = env.step(most_likely(network(features_PF), env.sizes))
+        features_PF, reward_P, *_ = env.step(most_likely(network(features_PF), env.sizes, env.handicap_C))
         rewards.append(reward_P)
     return Lived(reward_P=np.mean(rewards, axis=0), features_PF=np.mean(seen, axis=0, dtype=float))
 

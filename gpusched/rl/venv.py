@@ -70,6 +70,7 @@ class ClusterEnv(BaseVectorEnv):
         self.ready_id = list(range(cluster.envs))
         self.cluster, self.reward, self.episodes = cluster, reward, episodes
         self.action, self.sizes = policy.action, policy.action.sizes(cluster.limits)
+        self.handicap_C = policy.handicap(cluster.limits)
         self.encoder = policy.encoder(cluster.limits, cluster.envs)
         self._spaces = {
             "action_space": spaces.MultiDiscrete(self.sizes),

@@ -117,3 +117,21 @@ def test_every_choice_is_another_control(action: Action) -> None:
 def test_choices_rise_within_their_range(make: Any, more: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(more))} = .*must"):
         make(**more)
+
+
+def test_a_replica_costs_a_replica() -> None:
+    assert replicas().expense(LIMITS).tolist() == [0, 1, 2, 3]
+
+
+def test_a_lower_target_costs_what_the_hpa_holds_for_it() -> None:
+    assert hpa_target().expense(LIMITS).tolist() == [2, 0.5, 0]
+    assert full().expense(LIMITS).tolist() == [2, 0.5, 0, *[0] * 7]
+
+
+def test_the_size_of_a_pod_costs_no_replica() -> None:
+    assert resources().expense(LIMITS).tolist() == [0] * 7
+
+
+@pytest.mark.parametrize("action", [hpa_target(targets=[70]), full(targets=[70])])
+def test_what_is_no_lever_has_no_expense(action: Action) -> None:
+    assert len(action.expense(LIMITS)) == sum(action.sizes(LIMITS))

@@ -45,6 +45,7 @@ def test_another_training_load() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("thrift", -0.1),
         ("network.hidden", []),
         ("training.envs", 0),
         ("training.learning_rate", 0.0),

@@ -122,7 +122,13 @@ def test_a_damaged_file_is_refused(program: Path, tmp_path: Path, damage: str) -
 
 def test_most_likely_takes_each_levers_largest() -> None:
     logits = np.array([[0, 5, 1, 9, 2], [3, 1, 2, 0, 4]], dtype=np.float32)
-    assert most_likely(logits, [3, 2]).tolist() == [[1, 0], [0, 1]]
+    assert most_likely(logits, [3, 2], np.zeros(5)).tolist() == [[1, 0], [0, 1]]
+
+
+def test_a_handicap_must_be_overcome() -> None:
+    logits = np.array([[0.0, 1.4, 2.9], [0.0, 1.6, 3.2], [0.0, 1.6, 2.9]], dtype=np.float32)
+    handicap = 1.5 * np.arange(3)
+    assert most_likely(logits, [3], handicap).tolist() == [[0], [2], [1]]
 
 
 def test_levers_are_independent_categoricals() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from toy import LEVELS, TRIAL, Levels, Price, Replicas, Setup, ToyCluster, TwoLevers, best_replicas, price
 
-from gpusched.core.controls import Limits
+from gpusched.core.controls import Controls, Limits
 from gpusched.core.errors import InputError
 from gpusched.core.ports import Policy
 from gpusched.core.seeds import stream
@@ -205,6 +205,47 @@ def test_a_model_with_two_levers(tmp_path: Path) -> None:
         SHORT.policy().load(str(tmp_path))
 
 
+class Priced(Replicas):
+    """Each replica costs a replica."""
+
+    def expense(self, limits: Limits) -> np.ndarray:
+        return np.arange(limits.max_replicas - limits.min_replicas + 1, dtype=float)
+
+
+def replicas_asked(setup: Setup, folder: Path) -> np.ndarray:
+    """Return what a short training's policy asks for on fixed episodes it does not influence, shape [T, E]."""
+    policy, _ = run(setup, folder)
+    policy.load(str(folder))
+    policy.reset(Limits(), np.random.SeedSequence(0), envs=32)
+    cluster = ToyCluster(32)
+    seen = cluster.reset(Episodes(Levels(None), TRIAL.end_s, np.random.SeedSequence(0)).draw(32))
+    asked = []
+    for _ in range(TRIAL.steps):
+        asked.append(policy.act(seen).replicas_E)
+        seen = cluster.step(Controls.scale(np.full(32, 3)))
+    return np.array(asked)
+
+
+def test_thrift_asks_for_fewer_replicas_and_never_for_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first look counts as the best, so all have the weights the training began with.
+    monkeypatch.setattr("gpusched.rl.train.Validator.look", lambda self, network: (np.zeros(16), 1.0))
+    asked = [
+        replicas_asked(replace(SHORT, action=Priced(None), thrift=thrift), tmp_path / f"{thrift}")
+        for thrift in (0.0, 0.02, 20.0)
+    ]
+    assert (asked[1] <= asked[0]).all() and asked[1].sum() < asked[0].sum()
+    assert (asked[2] == 1).all() and (asked[0] > 1).any()
+
+
+def test_a_training_is_validated_with_its_thrift(tmp_path: Path) -> None:
+    rewards: list[float] = []
+    run(replace(SHORT, action=Priced(None), thrift=20.0), tmp_path,
+        on_update=lambda frames, metrics: rewards.extend([metrics["reward"]] if "reward" in metrics else []))  # fmt: skip
+    assert len(rewards) > 1 and len(set(rewards)) == 1, "one replica, whatever the network has learnt"
+
+
 def refused(folder: Path, setup: Setup = SHORT) -> str:
     with pytest.raises(InputError) as caught:
         setup.policy().load(str(folder))
@@ -236,11 +277,15 @@ def copy(short: Path, folder: Path, **changes: Any) -> Path:
 
 
 def test_another_format(short: Path, tmp_path: Path) -> None:
-    assert "format = 99, this run has 2" in refused(copy(short, tmp_path, format=99))
+    assert "format = 99, this run has 3" in refused(copy(short, tmp_path, format=99))
 
 
 def test_weights_of_another_model(short: Path, tmp_path: Path) -> None:
     assert "not the weights" in refused(copy(short, tmp_path, weights_sha256="0" * 64))
+
+
+def test_another_thrift(short: Path) -> None:
+    assert "thrift = 0.0, this run has 1.0" in refused(short, replace(SHORT, thrift=1.0))
 
 
 def test_other_limits(short: Path) -> None:

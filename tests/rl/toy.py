@@ -163,10 +163,12 @@ class Setup:
     history: int = 2
     critic_ahead: int = 0
     stop_early: bool = True
+    thrift: float = 0.0
 
     def policy(self) -> PPO:
         return PPO(
             PPO.Config(
+                thrift=self.thrift,
                 encoder=EncoderConfig(
                     slo_s=SLO_S, think_s=THINK_S, lags=[*range(1, self.history + 1)], changes=False, lookahead=0,
                     roughness=0, peaks=[], troughs=[],
