@@ -199,13 +199,22 @@ def _nested(given: Any, hint: Any, key: str) -> Any:
 
 
 def _leaves(given: dict[str, Any], schema: type, hints: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Let OmegaConf convert and check the plain values of one record."""
+    """Let OmegaConf convert and check the plain values of one record, those that have their type already excepted."""
+    fine = {name: value for name, value in given.items() if _fits(value, hints[name])}
+    given = {name: value for name, value in given.items() if name not in fine}
+    if not given:
+        return fine
     try:
         plain = OmegaConf.to_container(OmegaConf.merge(_schema(schema), given))
     except OmegaConfBaseException as error:
         name = str(error.full_key).partition("[")[0]
         raise refuse(join(key, name), given[name], f"must be {_words(hints[name])}") from None
-    return {name: value for name, value in cast(dict[str, Any], plain).items() if name in given}
+    return fine | {name: value for name, value in cast(dict[str, Any], plain).items() if name in given}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value is of exactly its plain type: OmegaConf, slow at telling, would only give it back."""
+    return hint in WORDS and type(value) is hint
 
 
 @cache

@@ -182,7 +182,7 @@ class PPO(Policy):
 
     def handicap(self, limits: Limits) -> NDArray[np.float64]:
         """Return the log-odds by which each choice is held back, shape [C]."""
-        return self.config.thrift * self.action.expense(limits)
+        return np.asarray(self.config.thrift * self.action.expense(limits))
 
     def encoder(self, limits: Limits, envs: int) -> Encoder:
         """Return a new encoder for `envs` environments."""

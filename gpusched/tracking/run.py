@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BATCH = 1000
-"""Most points MLflow takes in one call."""
+"""Most points and tags together that MLflow takes in one call."""
 PARAM_BATCH = 100
 PARAM_CHARS = 6000
 TAG_CHARS = 8000
@@ -62,6 +62,7 @@ class Run:
     def __init__(self, client: MlflowClient, run_id: str, where: str) -> None:
         self._client, self.id, self._where = client, run_id, where
         self._points: list[Metric] = []
+        self._marks: dict[str, str] = {}
         self._flushed_s = time.monotonic()
         self._hears_sigterm = False
 
@@ -124,7 +125,7 @@ class Run:
         missing = [name for name, value in values.items() if not math.isfinite(value)]
         self.metrics(0, {f"kpi/{name}": value for name, value in values.items()})
         if missing:
-            self.tags({"kpi_nan": ",".join(missing)})
+            self._marks["kpi_nan"] = ",".join(missing)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log the finite values at a step; points are buffered and written in batches."""
@@ -141,12 +142,17 @@ class Run:
         self._points += [Metric(key, value, now_ms, int(step)) for key, value in finite.items()]
 
     def flush(self) -> None:
-        """Write the buffered points."""
+        """Write the buffered points and what gates said, in as few calls as MLflow allows: each is a transaction."""
+        from mlflow.entities import RunTag
+
         self._flushed_s = time.monotonic()
         with told(self._where):
-            while self._points:
-                self._client.log_batch(self.id, metrics=self._points[:BATCH], synchronous=True)
-                del self._points[:BATCH]
+            while self._points or self._marks:
+                marks = [RunTag(key, cut(value)) for key, value in self._marks.items()]
+                points = self._points[: BATCH - len(marks)]
+                self._client.log_batch(self.id, metrics=points, tags=marks, synchronous=True)
+                del self._points[: len(points)]
+                self._marks.clear()
 
     def ticks(self, ticks: TickLog, offset_s: float) -> None:
         """Log every column of the tick log as ticks.csv and a few as "tick/<name>", the step being the second.
@@ -198,8 +204,8 @@ class Run:
                 self._client.log_artifact(self.id, str(path), folder)
 
     def gate(self, name: str, ok: bool, detail: str) -> None:
-        """Record whether a gate let the result pass."""
-        self.tags({f"gate/{name}": "ok" if ok else f"failed: {detail}"})
+        """Record whether a gate let the result pass; buffered as points are."""
+        self._marks[f"gate/{name}"] = "ok" if ok else f"failed: {detail}"
 
     def model(self, folder: Path) -> str:
         """Log a trained policy's folder as an MLflow model and return the model's ID; nothing in it is unpickled."""

@@ -38,6 +38,16 @@ def test_a_run_is_read_back_as_it_was_written(store: Store) -> None:
     assert len(found.params["long"]) == 6000 and found.params["long"].endswith("…")
 
 
+def test_what_a_gate_said_finds_room_beside_a_full_batch_of_points(store: Store) -> None:
+    with begin(store, "full") as run:
+        run.gate("load_audit", True, "")
+        for step in range(1100):
+            run.metrics(step, {"reward": float(step)})
+    (found,) = store.find("full", "trial")
+    assert found.tags["gate/load_audit"] == "ok"
+    assert store.series(run.id, "reward")[1].tolist() == list(range(1100))
+
+
 def test_logs_are_read_back_relative_to_the_end_of_the_warm_up(
     store: Store, ticks: TickLog, requests: RequestLog
 ) -> None:
