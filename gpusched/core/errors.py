@@ -5,6 +5,7 @@ GpuschedError      anything gpusched refuses; shown as one message, exit code 2
 ├── GateError      a gate refuses a result that would be meaningless
 ├── ClusterError   a real cluster refused, failed or cannot be reached
 └── StoreError     the tracking store cannot be read or written
+    └── StoreBusy  it is locked or full, which may pass
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class ClusterError(GpuschedError):
 
 class StoreError(GpuschedError):
     """The tracking store is missing, locked, read-only or damaged."""
+
+
+class StoreBusy(StoreError):
+    """The tracking store is locked by another process, or its disk is full: worth trying again."""
 
 
 def refuse(key: str, value: object, allowed: str, cure: str = "") -> InputError:

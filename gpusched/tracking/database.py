@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -15,7 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpusched.core.errors import StoreError, refuse
+from gpusched.core.errors import StoreBusy, StoreError, refuse
 from gpusched.tracking.postgres import is_postgres, prepare
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def explain(error: Exception, where: str) -> StoreError:
     """Return the StoreError that names the cause of a failed access to `where` and its cure."""
     text = str(error).lower()
     if "database is locked" in text:
-        return StoreError(
+        return StoreBusy(
             f"The tracking database {where} is locked: another process holds it. "
             "Wait for that process or end it (`fuser -v FILE` names it), then try again."
         )
@@ -114,8 +115,8 @@ def explain(error: Exception, where: str) -> StoreError:
             f"The tracking database {where} was written by another MLflow version, or its creation was broken off. "
             f"Run `mlflow db upgrade {SQLITE}{where}`, or move the file away to begin a new one."
         )
-    if isinstance(error, OSError) and error.errno == 28:
-        return StoreError(
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "disk is full" in text:
+        return StoreBusy(
             f"No space is left on the disk of the tracking store {where}. Free some, then try again."
         )
     return StoreError(

@@ -9,14 +9,14 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
-from gpusched.core.errors import StoreError
+from gpusched.core.errors import StoreBusy, StoreError
 from gpusched.core.logs import RequestLog, TickLog
 from gpusched.tracking.database import told
 from gpusched.tracking.model import log_model
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+R = TypeVar("R")
+
 BATCH = 1000
 """Most points and tags together that MLflow takes in one call."""
 PARAM_BATCH = 100
@@ -34,6 +36,9 @@ PARAM_CHARS = 6000
 TAG_CHARS = 8000
 FLUSH_S = 5.0
 """How old a buffered point may get, so that the UI shows a training while it runs."""
+PATIENCE_S = 120.0
+"""How long a store that is locked or full is asked again before what was to be written is given up."""
+PAUSE_S = 5.0
 SIGTERM_EXIT = 128 + signal.SIGTERM
 CURVE_POINTS = 100
 """Points of a curve in the MLflow UI: more are not seen, and writing them is most of what a short trial takes."""
@@ -65,6 +70,7 @@ class Run:
         self._marks: dict[str, str] = {}
         self._flushed_s = time.monotonic()
         self._hears_sigterm = False
+        self._patience_s = PATIENCE_S
 
     def __enter__(self) -> Self:
         # Only the main thread may listen, and a handler somebody else set (an outer run's too) stays.
@@ -89,6 +95,8 @@ class Run:
 
     def _end(self, error: BaseException | None) -> None:
         status = _status(error)
+        if error is not None:
+            self._patience_s = 0.0  # who interrupts does not wait, and what failed is not worth it
         try:
             self.flush()
         except StoreError:
@@ -99,26 +107,40 @@ class Run:
         self._close(status)
 
     def _close(self, status: str) -> None:
-        with told(self._where):
-            self._client.set_terminated(self.id, status)
+        self._ask(self._client.set_terminated, self.id, status)
+
+    def _ask(self, call: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+        """Call the store; one that is locked or full, again and again for a while: what a run has done costs more."""
+        until_s = time.monotonic() + self._patience_s
+        while True:
+            try:
+                with told(self._where):
+                    return call(*args, **kwargs)
+            except StoreBusy as error:
+                left_s = until_s - time.monotonic()
+                if left_s <= 0:
+                    raise
+                log.warning("%s Trying for %.0f s more.", error, left_s)
+                time.sleep(min(PAUSE_S, left_s))
 
     def params(self, values: Mapping[str, object]) -> None:
         """Log the configuration, one value per key."""
         from mlflow.entities import Param
 
         entries = [Param(key, cut(value, PARAM_CHARS)) for key, value in values.items()]
-        with told(self._where):
-            for begin in range(0, len(entries), PARAM_BATCH):
-                self._client.log_batch(self.id, params=entries[begin : begin + PARAM_BATCH], synchronous=True)
+        for begin in range(0, len(entries), PARAM_BATCH):
+            self._batch(params=entries[begin : begin + PARAM_BATCH])
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
         from mlflow.entities import RunTag
 
-        with told(self._where):
-            entries = [RunTag(key, cut(value)) for key, value in values.items()]
-            for begin in range(0, len(entries), PARAM_BATCH):
-                self._client.log_batch(self.id, tags=entries[begin : begin + PARAM_BATCH], synchronous=True)
+        entries = [RunTag(key, cut(value)) for key, value in values.items()]
+        for begin in range(0, len(entries), PARAM_BATCH):
+            self._batch(tags=entries[begin : begin + PARAM_BATCH])
+
+    def _batch(self, **entities: Any) -> None:
+        self._ask(self._client.log_batch, self.id, **entities, synchronous=True)
 
     def kpis(self, values: Mapping[str, float]) -> None:
         """Log KPIs as "kpi/<name>"; one without a value is not a metric but is named in the tag "kpi_nan"."""
@@ -146,13 +168,12 @@ class Run:
         from mlflow.entities import RunTag
 
         self._flushed_s = time.monotonic()
-        with told(self._where):
-            while self._points or self._marks:
-                marks = [RunTag(key, cut(value)) for key, value in self._marks.items()]
-                points = self._points[: BATCH - len(marks)]
-                self._client.log_batch(self.id, metrics=points, tags=marks, synchronous=True)
-                del self._points[: len(points)]
-                self._marks.clear()
+        while self._points or self._marks:
+            marks = [RunTag(key, cut(value)) for key, value in self._marks.items()]
+            points = self._points[: BATCH - len(marks)]
+            self._batch(metrics=points, tags=marks)
+            del self._points[: len(points)]
+            self._marks.clear()
 
     def ticks(self, ticks: TickLog, offset_s: float) -> None:
         """Log every column of the tick log as ticks.csv and a few as "tick/<name>", the step being the second.
@@ -192,16 +213,12 @@ class Run:
 
     def text(self, name: str, text: str) -> None:
         """Log a text artifact."""
-        with told(self._where):
-            self._client.log_text(self.id, text, name)
+        self._ask(self._client.log_text, self.id, text, name)
 
     def file(self, path: Path, folder: str | None = None) -> None:
         """Log a file, or everything in a folder, as artifacts."""
-        with told(self._where):
-            if path.is_dir():
-                self._client.log_artifacts(self.id, str(path), folder)
-            else:
-                self._client.log_artifact(self.id, str(path), folder)
+        log_it = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        self._ask(log_it, self.id, str(path), folder)
 
     def gate(self, name: str, ok: bool, detail: str) -> None:
         """Record whether a gate let the result pass; buffered as points are."""
@@ -209,8 +226,7 @@ class Run:
 
     def model(self, folder: Path) -> str:
         """Log a trained policy's folder as an MLflow model and return the model's ID; nothing in it is unpickled."""
-        with told(self._where):
-            return log_model(self._client, self.id, Path(folder))
+        return self._ask(log_model, self._client, self.id, Path(folder))
 
 
 def _status(error: BaseException | None) -> str:

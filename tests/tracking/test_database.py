@@ -151,10 +151,51 @@ def test_a_write_to_a_locked_database_is_told_too(mlruns: Path, monkeypatch: pyt
     def locked(*args: object, **kwargs: object) -> None:
         raise MlflowException("(sqlite3.OperationalError) database is locked")
 
-    # MLflow itself waits 20 s before it says so; the wait is left out here.
+    # MLflow itself waits 20 s before it says so, and the run asks again; both waits are left out here.
+    monkeypatch.setattr(run, "_patience_s", 0.0)
     monkeypatch.setattr(run._client, "log_batch", locked)
     with pytest.raises(StoreError, match=r"mlflow.db is locked"):
         run.params({"a": 1})
+
+
+@pytest.mark.parametrize(
+    "cause", ["(sqlite3.OperationalError) database is locked", "database or disk is full"]
+)
+def test_a_run_outlives_a_store_that_is_locked_or_full_for_a_while(
+    mlruns: Path, monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    monkeypatch.setattr("gpusched.tracking.run.PAUSE_S", 0.01)
+    store = Store(uri(mlruns))
+    with begin(store) as run:
+        write, refusals = run._client.log_batch, [cause] * 3
+
+        def busy(*args: object, **kwargs: object) -> object:
+            if refusals:
+                raise MlflowException(refusals.pop())
+            return write(*args, **kwargs)
+
+        monkeypatch.setattr(run._client, "log_batch", busy)
+        run.metrics(1, {"reward": 2.0})
+    (found,) = [f for f in store.find() if f.id == run.id]
+    assert not refusals and (found.status, found.metrics["reward"]) == ("FINISHED", 2.0)
+
+
+def test_an_interrupt_does_not_wait_for_a_locked_store(mlruns: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def locked(*args: object, **kwargs: object) -> None:
+        raise MlflowException("database is locked")
+
+    run = begin(Store(uri(mlruns)))
+    asleep: list[float] = []
+    monkeypatch.setattr("gpusched.tracking.run.time.sleep", asleep.append)
+    monkeypatch.setattr(run._client, "log_batch", locked)
+    with pytest.raises(KeyboardInterrupt), run:
+        run.gate("load_audit", True, "")
+        raise KeyboardInterrupt
+    assert asleep == []
 
 
 @pytest.mark.parametrize("address", ["mlruns", "file:///x", "sqlite://", "sqlite:///:memory:", "mysql://h/d"])
