@@ -55,7 +55,7 @@ def _analyze(args: argparse.Namespace) -> None:
     # Imported late so that --help answers at once.
     from gpusched.report.analysis import Choice
     from gpusched.report.build import build
-    from gpusched.report.keep import keep
+    from gpusched.report.keep import check_place, keep
     from gpusched.tracking.provenance import provenance
     from gpusched.tracking.store import Store
 
@@ -68,6 +68,8 @@ def _analyze(args: argparse.Namespace) -> None:
         hypotheses_file=args.hypotheses,
         all_pairs=args.all_pairs,
     )
+    if args.keep:
+        check_place(args.keep)
     store = Store(args.uri, create=False)
     tags = provenance()
     report = build(store, out=args.out, choice=choice, provenance_tags=tags)

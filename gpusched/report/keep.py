@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpusched.core.errors import StoreError
+from gpusched.core.errors import StoreError, refuse
 
 LARGE_BYTES = 60_000
 """What is above this size stays with the report: a repository keeps every version of it for ever."""
+KEPT = {"tables", "figures", "provenance.json"}
+"""What lies in a folder of kept results."""
 RUN_IDS = "run_ids"
 TRACED = (
     "git_commit",
@@ -28,12 +30,26 @@ TRACED = (
 )
 
 
+def check_place(folder: Path) -> None:
+    """Raise InputError unless `folder` is new, empty, or what was kept before: all that is in it will be replaced."""
+    try:
+        there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise refuse(
+            "--keep", str(folder), "must be a folder that can be read", f"{error.strerror}."
+        ) from error
+    if folder.name in ("", "..") or (there and not set(there) <= KEPT):
+        cure = f"It holds {', '.join(there[:3])}{' and more' if len(there) > 3 else ''}." if there else ""
+        raise refuse("--keep", str(folder), "must be a folder of its own: what is in it is replaced", cure)
+
+
 def keep(report: Path, folder: Path, command: str) -> list[Path]:
-    """Copy the small tables and figures of a written report into `folder`, replacing what is there; return the files.
+    """Copy the small tables and figures of a written report into `folder`, replacing what was kept there; return the files.
 
     provenance.json becomes a summary: how many runs came from which commit, lock file and configuration.
-    Raises StoreError where the folder cannot be written.
+    Raises InputError for a folder that holds anything else, StoreError where it cannot be written.
     """
+    check_place(folder)
     place = folder.with_name(f".{folder.name}.new")
     try:
         shutil.rmtree(place, ignore_errors=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gpusched.core.errors import StoreError
+from gpusched.core.errors import InputError, StoreError
 from gpusched.report.keep import LARGE_BYTES, keep
 
 
@@ -36,10 +36,28 @@ def test_small_tables_without_their_runs_and_figures_are_kept(report: Path, tmp_
 
 
 def test_what_was_there_is_replaced_as_a_whole(report: Path, tmp_path: Path) -> None:
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / "old.csv").write_text("old")
+    (tmp_path / "kept" / "tables").mkdir(parents=True)
+    (tmp_path / "kept" / "tables" / "old.csv").write_text("old")
     keep(report, tmp_path / "kept", "")
-    assert not (tmp_path / "kept" / "old.csv").exists()
+    assert not (tmp_path / "kept" / "tables" / "old.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["docs", "docs/results", "docs/results/..", "file"])
+def test_nothing_else_is_deleted(report: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "docs" / "results" / "full").mkdir(parents=True)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="--keep"):
+        keep(report, tmp_path / name, "")
+    assert (tmp_path / "docs" / "results" / "full").exists() and (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_folder_one_stands_in_is_refused(
+    report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(InputError, match="--keep"):
+        keep(report, Path("."), "")
 
 
 def test_a_folder_that_cannot_be_written_is_told(report: Path, tmp_path: Path) -> None:
