@@ -152,13 +152,12 @@ def contenders(owed: Sequence[Bill], price_P: Floats) -> list[tuple[str, ...]]:
 
 
 def _bill(study: Study, load: str, policy: str) -> Bill:
+    """Return what a policy costs by seed; a seed of which one repeat cannot be billed is left out, with all its repeats."""
     costs: dict[int, list[tuple[float, float]]] = {}
-    runs = []
     for t in study.of(policy, load):
-        pair = t.values[COST], violations(t)
-        if all(map(math.isfinite, pair)):
-            costs.setdefault(t.seed, []).append(pair)
-            runs.append(t.id)
+        costs.setdefault(t.seed, []).append((t.values[COST], violations(t)))
+    costs = {seed: own for seed, own in costs.items() if np.isfinite(own).all()}
+    runs = [t.id for t in study.of(policy, load) if t.seed in costs]
     seeds = tuple(sorted(costs))
     means = np.array([np.mean(costs[seed], axis=0) for seed in seeds]).reshape(-1, 2)
     return Bill(policy=policy, load=load, seeds=seeds, replica_s_S=means[:, 0], violations_S=means[:, 1],

@@ -143,11 +143,14 @@ def _file(file: Path | None, node: dict[str, Any] | None, chosen: str) -> list[s
 
 
 def _read(file: Path) -> Any:
-    import yaml
+    """Read the file as the runs did: OmegaConf takes 1e-2 for a number and a date for text, plain YAML does not."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
-        return yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+        return OmegaConf.to_container(OmegaConf.load(file))
+    except (YAMLError, OmegaConfBaseException) as error:
         raise ValueError(str(error)) from error
 
 

@@ -101,12 +101,12 @@ class Duel:
 
 
 def duels(study: Study, candidate: str, margin: float) -> list[Duel]:
-    """Return the candidate against every other policy under every shared load, Holm over each kind of test."""
+    """Return the candidate against every other policy under every load where both met the same users, Holm over each kind of test."""
     found = [
         _duel(study, load, candidate, rival, margin)
         for load in study.loads
         for rival in study.policies
-        if rival != candidate and study.of(rival, load) and study.of(candidate, load)
+        if rival != candidate and study.repeats(rival, load).keys() & study.repeats(candidate, load).keys()
     ]
     sides = [side for duel in found for side in (duel.cost, duel.qos)]
     superior = statistics.holm([side.p_superior for side in sides])

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from gpusched.report import statistics
-from gpusched.report.dataset import Study, Unit
+from gpusched.report.dataset import Study, Unit, units_of
 from gpusched.report.measures import COST, QOS, REWARD, difference_unit, measure, number
 from gpusched.report.statistics import Estimate
 from gpusched.report.tables import Cell, Table, figures, words
@@ -56,12 +56,14 @@ def shift_table(study: Study) -> Table:
 
 
 def _both(study: Study, policy: str, plain: str, faulty: str) -> bool:
-    return bool(study.of(policy, plain) and study.of(policy, faulty))
+    """Return whether the same users were met with and without the fault."""
+    return bool(study.repeats(policy, plain).keys() & study.repeats(policy, faulty).keys())
 
 
 def _degraded(study: Study, load: str, policy: str) -> list[Cell]:
-    plain = {u.seed: u for u in study.units(policy, load.partition("+")[0])}
-    pairs = [(plain[u.seed], u) for u in study.units(policy, load) if u.seed in plain]
+    plain, faulty = study.repeats(policy, load.partition("+")[0]), study.repeats(policy, load)
+    both = sorted(plain.keys() & faulty.keys())
+    pairs = list(zip(*(units_of([side[key] for key in both]) for side in (plain, faulty)), strict=True))
     runs = [run for pair in pairs for u in pair for run in u.runs]
     ratio = statistics.interval([_log_ratio(a, b, LATENCY) for a, b in pairs])
     recovery = statistics.interval([b.values[RECOVERY] for _, b in pairs])

@@ -186,6 +186,10 @@ def test_the_file_and_the_runs_are_compared(tmp_path: Path) -> None:
     file.write_text(json.dumps(NODE | {"margin": 0.2, "claims": claims}))
     (told,) = [x for x in judge(study, file).sentences if "was changed since" in x]
     assert '(claims[1].claim: "superior" → "equivalent"; margin: 0.05 → 0.2)' in told
+    file.write_text(json.dumps(NODE).replace("0.05", "5e-2"))  # a number to the runs, text to plain YAML
+    assert f"{file} is as it was when the runs began." in judge(study, file).sentences
+    file.write_text("stop: 2026-12-01")  # a date to plain YAML
+    assert any("was changed since" in x for x in judge(study, file).sentences)
     file.write_text("margin: [")
     assert any("cannot be read" in x for x in judge(study, file).sentences)
     assert any("cannot be read" in x for x in judge(study, tmp_path / "none.yaml").sentences)

@@ -152,6 +152,15 @@ def test_repeats_of_a_seed_are_one_seed() -> None:
     assert common_seeds([owed, bill("b", [1.0], [1.0], seeds=(1,))]) == [1]
 
 
+def test_a_seed_with_a_repeat_that_cannot_be_billed_is_left_out_whole() -> None:
+    values = {"goodput_rps": 1.0, "qos_violation_rate": 0.1, "replica_seconds": 10.0, "throughput_rps": 1.0}
+    outage = values | {"goodput_rps": 0.0, "qos_violation_rate": 1.0}
+    study = study_of(trial(episode=0, **values), trial(episode=1, **outage), trial(seed=1, **values))
+    (owed,) = bills(study, "low", ["hpa"])
+    assert (owed.seeds, owed.runs) == ((1,), ("hpa-1-0",)), "two episodes of three would hide the outage"
+    assert "hpa under low, seed 0" in left_out(study, ["hpa"])[0]
+
+
 def test_what_cannot_be_counted_is_told() -> None:
     values = {"goodput_rps": 1.0, "qos_violation_rate": 0.1, "replica_seconds": 10.0, "throughput_rps": 1.0}
     lost = values | {"goodput_rps": 0.0, "qos_violation_rate": 1.0}

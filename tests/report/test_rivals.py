@@ -1,5 +1,7 @@
 """Against every rival: planted differences are decided, a small one is no worse, noise stays open."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from made_up import study_of
@@ -134,3 +136,10 @@ def test_one_rival_needs_no_table_and_every_number_of_two_names_its_runs() -> No
     assert all(any(run.startswith(row[1].text) for run in row[2].runs) for row in table.rows)
     alone = Study(name="s", trials=[t for t in study.trials if t.policy != "keda"])
     assert rivals_table(duels(alone, "ppo", 0.02), "ppo", 0.02).rows == []
+
+
+def test_a_rival_that_met_none_of_the_candidate_s_users_is_left_out() -> None:
+    study = planted(-0.2, 0.0)
+    moved = [replace(t, seed=t.seed + 100) if t.policy == "keda" else t for t in study.trials]
+    found = duels(Study(name="s", trials=moved), "ppo", 0.02)
+    assert {d.rival for d in found} == {"table"}

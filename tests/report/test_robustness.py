@@ -1,6 +1,7 @@
 """Faults are told against the same seeds without them; what was trained where stands in rows and columns."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from made_up import study_of
@@ -63,3 +64,19 @@ def test_what_was_trained_where_stands_in_rows_and_columns() -> None:
     assert met["low", "high"].values[""] == pytest.approx(-1.5)
     assert met["high", "low"].text == "–"
     assert met["high", "high"].kind == "equal", "where it was trained"
+
+
+def test_seeds_that_met_no_fault_and_faults_without_their_seed_are_no_pair() -> None:
+    study = both({"reward_mean": [1.0, 1.0]}, {"reward_mean": [0.5, 0.5]})
+    moved = [replace(t, seed=t.seed + 7) if "+" in t.load else t for t in study.trials]
+    assert faults_table(Study(name="s", trials=moved)).rows == []
+
+
+def test_a_repeat_that_only_one_side_has_is_left_out() -> None:
+    study = both({"reward_mean": [1.0, 1.0]}, {"reward_mean": [0.5, 0.5]})
+    spare = replace(
+        study.trials[0], id="spare", episode=1, values={**study.trials[0].values, "reward_mean": 99.0}
+    )
+    table = faults_table(Study(name="s", trials=[*study.trials, spare]))
+    cells = dict(zip([key for key, _ in table.columns], table.rows[0], strict=True))
+    assert cells["reward_mean"].values[""] == pytest.approx(-0.5)
