@@ -41,6 +41,10 @@ class Load(Option, ABC):
     def plan(self, duration_s: float, rng: np.random.Generator) -> LoadPlan:
         """Return the load over [0, duration_s), warm-up included."""
 
+    def source(self) -> bytes:
+        """Return what plans are drawn from beside the configuration, such as the content of a file."""
+        return b""
+
 
 class Fault(Option):
     """Something that goes wrong after the warm-up, the same for every policy: it draws from the trial's stream.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gpusched.core.errors import refuse
@@ -25,10 +26,10 @@ class TrialSpec:
 
     def __post_init__(self) -> None:
         for key in ("duration_s", "control_s", "tick_s"):
-            if not getattr(self, key) > 0:
-                raise refuse(key, getattr(self, key), "must be greater than 0 s")
-        if self.warmup_s < 0:
-            raise refuse("warmup_s", self.warmup_s, "must be at least 0 s")
+            if not 0 < getattr(self, key) < math.inf:
+                raise refuse(key, getattr(self, key), "must be greater than 0 s, and finite")
+        if not 0 <= self.warmup_s < math.inf:
+            raise refuse("warmup_s", self.warmup_s, "must be at least 0 s, and finite")
         for key, base in (("control_s", "tick_s"), ("duration_s", "control_s"), ("warmup_s", "control_s")):
             self._must_divide(key, base)
         if self.episodes < 1:

@@ -19,7 +19,7 @@ from gpusched.core.ports import Episode, Policy
 from gpusched.job import gates
 from gpusched.job.build import check_room
 from gpusched.job.record import artifacts
-from gpusched.job.setup import Setup
+from gpusched.job.setup import Setup, digest
 from gpusched.job.trial import Lived, TrialJob, circumstances, title, verdicts, window_of
 from gpusched.policy.guard import Guard, told
 from gpusched.tracking.run import Run
@@ -97,6 +97,10 @@ class FleetJob(TrialJob):
         )
         members(made, fleet)
         return made
+
+    def key(self, setup: Setup) -> str:
+        """Return a hash of everything the trial's numbers depend on, the users of every service among it."""
+        return digest(setup.trial_key, *(m.setup.plan for m in members(setup, self.config.fleet)))
 
     def lived_through(self, run: Run, setup: Setup) -> dict[str, float]:
         """Live through the episode, store what it left and return the fleet's KPIs and mean reward."""

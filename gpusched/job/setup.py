@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(gpusched.__file__).parent
 DECIDING = ("core", "live", "sim", "cluster", "load", "fault", "reward", "action", "policy", "rl")
-"""The rooms whose code decides a trial's numbers; the others only write them down."""
+"""The rooms whose code decides a trial's numbers; the others only write them down, the room `job` in part:"""
+DECIDING_JOBS = ("build", "setup", "trial", "fleet", "train", "tune")
 ASIDE = ("tracking", "resume", "job", "hypotheses")
 """Configuration that changes no number of a trial."""
 
@@ -173,7 +175,8 @@ class Setup:
     def fingerprint(self) -> str:
         """Hash of everything a training depends on; the trial's own load and cluster are not among it."""
         rng = np.random.default_rng(0)
-        return digest(self._shared, self.train_name, self.train_load.plan(self.spec.end_s, rng))
+        load = self.train_load
+        return digest(self._shared, self.train_name, load.plan(self.spec.end_s, rng), load.source())
 
     @property
     def _shared(self) -> dict[str, Any]:
@@ -199,13 +202,18 @@ class Result:
     error: str = ""
 
     def write(self, folder: Path) -> None:
-        """Write status.json into the folder."""
-        (folder / STATUS).write_text(json.dumps(asdict(self), indent=1))
+        """Write status.json into the folder; it appears whole or not at all."""
+        new = folder / f".new.{STATUS}"
+        new.write_text(json.dumps(asdict(self), indent=1))
+        os.replace(new, folder / STATUS)
 
     @classmethod
-    def read(cls, path: Path) -> Result:
-        """Read a status.json."""
-        return cls(**json.loads(path.read_text()))
+    def read(cls, path: Path) -> Result | None:
+        """Read a status.json; None where it cannot be, as after a power failure."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
 
 
 STATUS = "status.json"
@@ -236,7 +244,7 @@ class Chore(Job):
 
 
 def digest(*parts: Any) -> str:
-    """Hash plain values and load plans to 16 hex digits, the same on every machine."""
+    """Hash plain values, bytes and load plans to 16 hex digits, the same on every machine."""
     hasher = hashlib.sha256()
     for part in parts:
         if isinstance(part, LoadPlan):
@@ -247,6 +255,8 @@ def digest(*parts: Any) -> str:
                 np.array([part.think_min_s, part.think_max_s]),
             )
             hasher.update(b"|".join(a.tobytes() for a in arrays if a is not None))
+        elif isinstance(part, bytes):
+            hasher.update(part)
         else:
             hasher.update(json.dumps(part, sort_keys=True).encode())
     return hasher.hexdigest()[:16]
@@ -256,6 +266,7 @@ def digest(*parts: Any) -> str:
 def code_hash() -> str:
     """Hash the source of everything that decides a trial's numbers."""
     hasher = hashlib.sha256(gpusched.__version__.encode())
-    for path in sorted(p for room in DECIDING for p in (PACKAGE / room).rglob("*.py")):
+    paths = [p for room in DECIDING for p in (PACKAGE / room).rglob("*.py")]
+    for path in sorted([*paths, *(PACKAGE / "job" / f"{name}.py" for name in DECIDING_JOBS)]):
         hasher.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
     return hasher.hexdigest()[:16]

@@ -70,7 +70,7 @@ class Sweep:
     def end(self, error: BaseException | None) -> None:
         """Print the table and close the sweep's run; raise Failed where jobs failed."""
         self._bar.close()
-        results = [Result.read(path) for path in self.folder.glob(f"*/{STATUS}")]
+        results = [r for path in self.folder.glob(f"*/{STATUS}") if (r := Result.read(path))]
         show_sweep(sorted(results, key=lambda r: (r.names["load"], r.names["policy"], r.seed)))
         failed = [r for r in results if r.status == "failed"]
         missing = len(self.jobs) - len(results)
@@ -128,7 +128,8 @@ def check(config: DictConfig) -> list[list[str]]:
         with open_dict(whole):
             del whole["hydra"]
         assert isinstance(choices, dict)
-        setup(whole, {str(k): str(v) for k, v in choices.items()}, overrides)
+        job, made = setup(whole, {str(k): str(v) for k, v in choices.items()}, overrides)
+        job.prepare(made)
     return jobs
 
 

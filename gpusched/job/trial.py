@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusched.core.audit import Audit
+from gpusched.core.gate import spoilt
 from gpusched.core.kpi import RECOVERY_HOLD_S, Window, kpis
 from gpusched.core.logs import RequestLog, TickLog
 from gpusched.core.ports import Cluster
@@ -19,11 +20,11 @@ from gpusched.job.record import artifacts, params, run_tags
 from gpusched.job.setup import Job, Result, Setup
 from gpusched.policy.guard import Guard, told
 from gpusched.tracking.run import Run
-from gpusched.tracking.store import Store
+from gpusched.tracking.store import Found, Store
 
 log = logging.getLogger(__name__)
 
-KPI = "kpi/"
+KPI, REWARD = "kpi/", "reward_mean"
 
 
 @dataclass(kw_only=True)
@@ -59,11 +60,12 @@ class TrialJob(Job):
     def _episode(self, setup: Setup, store: Store, parent: str | None) -> Result:
         begin_s = time.monotonic()
         result = Result(status="finished", names=setup.names, seed=setup.seed)
-        key = setup.trial_key
-        if setup.resume and (found := store.find(setup.study, kind="trial", tags={"trial_key": key})):
-            log.info("%s: finished already (run %s), skipped", title(setup), found[0].id)
-            values = {k.removeprefix(KPI): v for k, v in found[0].metrics.items() if k.startswith(KPI)}
-            return replace(result, status="skipped", values=values, run_id=found[0].id)
+        key = self.key(setup)
+        if setup.resume and (found := finished(setup, store, key)):
+            log.info("%s: finished already (run %s), skipped", title(setup), found.id)
+            values = {k.removeprefix(KPI): v for k, v in found.metrics.items() if k.startswith(KPI)}
+            values |= {k: v for k, v in found.metrics.items() if k == REWARD}
+            return replace(result, status="skipped", values=values, run_id=found.id)
         if setup.policy.trained:
             from gpusched.job.train import model
 
@@ -76,9 +78,35 @@ class TrialJob(Job):
             run.metrics(0, {"wall_s": time.monotonic() - begin_s})
         return replace(result, values=values, run_id=run.id)
 
+    def key(self, setup: Setup) -> str:
+        """Return a hash of everything the trial's numbers depend on."""
+        return setup.trial_key
+
     def lived_through(self, run: Run, setup: Setup) -> dict[str, float]:
         """Live through the episode, store what it left and return its KPIs and mean reward."""
         return keep(run, setup, live(setup))
+
+
+def finished(setup: Setup, store: Store, key: str) -> Found | None:
+    """Return the run with this trial's key, None where the trial must be run (again).
+
+    Of a policy, load, seed and episode the report counts the newest run, so an older one is no result any more. On a
+    real cluster what spoilt a run may have passed; a simulated one would only be spoilt again.
+    """
+    if not store.find(setup.study, kind="trial", tags={"trial_key": key}):
+        return None
+    cell = {key: setup.names[key] for key in ("policy", "load")}
+    own = {**cell, "seed": str(setup.seed), "episode": str(setup.repeat)}
+    kind = setup.names["cluster"].partition("[")[0]
+    newest = next(
+        f
+        for f in store.find(setup.study, kind="trial", tags=own)
+        if f.tags.get("cluster", "").partition("[")[0] == kind
+    )
+    if newest.tags.get("trial_key") != key:
+        return None
+    may_pass = setup.cluster_type.real and not setup.guard.shadow
+    return None if may_pass and spoilt(newest.tags) else newest
 
 
 def _together(results: list[Result]) -> Result:
@@ -151,9 +179,9 @@ def circumstances(setup: Setup) -> dict[str, Any]:
 
 def keep(run: Run, setup: Setup, lived: Lived) -> dict[str, float]:
     """Store everything a trial left and return its KPIs and mean reward."""
-    values = {**kpis(lived.window), "reward_mean": float(lived.reward_T.mean())}
-    run.kpis({name: value for name, value in values.items() if name != "reward_mean"})
-    run.metrics(0, {"reward_mean": values["reward_mean"]})
+    values = {**kpis(lived.window), REWARD: float(lived.reward_T.mean())}
+    run.kpis({name: value for name, value in values.items() if name != REWARD})
+    run.metrics(0, {REWARD: values[REWARD]})
     for step, reward in enumerate(lived.reward_T, start=1):
         run.metrics(round(step * setup.spec.control_s), {"reward": float(reward)})
     for gate in verdicts(setup, lived):

@@ -49,6 +49,10 @@ class Trace(Load):
         """The file's times in seconds from its first, sorted, at least two different ones."""
         return read_times(Path(self.config.path).expanduser(), self.config.column)
 
+    def source(self) -> bytes:
+        """Return the whole file's times: a plan shows a part of them."""
+        return self.times_s_N.astype("<f8").tobytes()
+
     def plan(self, duration_s: float, rng: np.random.Generator) -> LoadPlan:
         times_s_N = self.times_s_N / self.config.scale
         ring_s = times_s_N[-1] * len(times_s_N) / (len(times_s_N) - 1)

@@ -63,9 +63,17 @@ class TrainingConfig:
     validate_episodes: int
 
     def __post_init__(self) -> None:
-        for key in ("frames", "envs", "rollout", "epochs", "minibatch", "critic_minibatch", "validate_every"):
+        for key in ("frames", "envs", "rollout", "epochs", "critic_minibatch", "validate_every"):
             if getattr(self, key) < 1:
                 raise refuse(f"training.{key}", getattr(self, key), "must be at least 1")
+        if self.minibatch < 2:
+            raise refuse(
+                "training.minibatch",
+                self.minibatch,
+                "must be at least 2: advantages are normalised within it",
+            )
+        if self.rollout_frames < 2:
+            raise refuse("training.rollout", self.rollout, "must give at least 2 frames with training.envs")
         for key in ("learning_rate", "clip", "max_grad_norm"):
             if not getattr(self, key) > 0:
                 raise refuse(f"training.{key}", getattr(self, key), "must be greater than 0")

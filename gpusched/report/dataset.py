@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from gpusched.core import gate
 from gpusched.core.errors import InputError, did_you_mean
 from gpusched.core.kpi import KPIS
 from gpusched.report.measures import REWARD
@@ -18,8 +19,6 @@ from gpusched.report.source import Record as Record
 from gpusched.report.source import Source as Source
 
 SYNTHETIC = "synthetic"
-MARKING = ("calibration", "convergence", "degenerate", "provenance", "telemetry")
-"""Gates whose failure qualifies a result and does not spoil it: such a run counts, and is marked."""
 
 Key = tuple[str, str, int, int]
 
@@ -162,7 +161,7 @@ class Study:
 
     @cached_property
     def _units(self) -> dict[tuple[str, str], list[Unit]]:
-        return {cell: _by_seed(trials) for cell, trials in self._cells.items()}
+        return {cell: units_of(trials) for cell, trials in self._cells.items()}
 
 
 def newest_study(source: Source, query: str = "") -> str:
@@ -255,7 +254,7 @@ def _trial(record: Record) -> Trial | None:
         return None
     values = {name: record.metrics.get(f"kpi/{name}", math.nan) for name in KPIS}
     values[REWARD] = record.metrics.get(REWARD, math.nan)
-    marks = tuple(f"{gate}: {detail}" for gate, detail in _failed_gates(tags) if _marks(gate))
+    marks = tuple(f"{name}: {detail}" for name, detail in gate.failed(tags) if gate.marks(name))
     return Trial(id=record.id, policy=tags["policy"], load=tags["load"], seed=int(tags["seed"]), values=values,
                  tags=tags, params=record.params, marks=marks, episode=int(episode))  # fmt: skip
 
@@ -278,7 +277,7 @@ def _why_not(
         return f"a newer run of the same policy, load and seed is there: {newer}" + (
             " (with another configuration)" if other else ""
         )
-    failed = [f"gate {gate}: {detail}" for gate, detail in _failed_gates(record.tags) if not _marks(gate)]
+    failed = [f"gate {name}: {detail}" for name, detail in gate.failed(record.tags) if not gate.marks(name)]
     if failed:
         return "; ".join(failed)
     return "" if any(map(math.isfinite, trial.values.values())) else "it holds no KPI"
@@ -293,18 +292,6 @@ def _ended_badly(record: Record) -> str:
     )
 
 
-def _failed_gates(tags: Mapping[str, str]) -> list[tuple[str, str]]:
-    return [
-        (key.removeprefix("gate/"), value.removeprefix("failed: "))
-        for key, value in sorted(tags.items())
-        if key.startswith("gate/") and value.startswith("failed")
-    ]
-
-
-def _marks(gate: str) -> bool:
-    return gate.startswith(MARKING)
-
-
 def _one_cluster(study: Study) -> None:
     """Raise InputError where the trials come from several kinds of cluster: simulated and real seconds are never pooled."""
     if len(kinds := study.clusters) < 2:
@@ -317,7 +304,7 @@ def _one_cluster(study: Study) -> None:
     )
 
 
-def _by_seed(trials: Sequence[Trial]) -> list[Unit]:
+def units_of(trials: Sequence[Trial]) -> list[Unit]:
     """Average the repeats of each seed; a repeat without a value is left out of that value's mean."""
     groups: dict[int, list[Trial]] = defaultdict(list)
     for t in trials:

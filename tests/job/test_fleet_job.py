@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from gpusched.core.kpi import KPIS
 from gpusched.job import fleet
 from gpusched.job.setup import Setup
 from gpusched.load.steady import Steady
+from gpusched.load.trace import Trace
 from gpusched.policy.static import Static
 from gpusched.tracking.store import Store
 
@@ -67,6 +69,16 @@ def test_the_fleet_is_part_of_the_trial_s_key() -> None:
         )
     }
     assert len(keys) == 4
+
+
+def test_the_users_of_every_service_are_part_of_the_run_s_key(tmp_path: Path) -> None:
+    file, keys = tmp_path / "t.csv", set()
+    for text in ("0\n1\n3\n", "0\n2\n3\n"):
+        file.write_text(text)
+        trace = Trace(Trace.Config(path=str(file), column="0", scale=1.0, random_start=False))
+        job, setup = prepared(services=[Tenant(name="a", load=steady(5)), Tenant(name="b", load=trace)])
+        keys.add(job.key(setup))
+    assert len(keys) == 2
 
 
 def test_every_service_has_users_of_its_own_and_every_policy_meets_the_same() -> None:

@@ -12,6 +12,7 @@ from jobs import make
 
 from gpusched.core.kpi import KPIS
 from gpusched.job.record import flat, run_tags
+from gpusched.job.setup import Result
 from gpusched.job.trial import live
 from gpusched.tracking.store import Store
 
@@ -48,6 +49,16 @@ def test_a_trace_s_content_is_part_of_the_key(tmp_path: Path) -> None:
         file.write_text(text)
         keys.add(make("load=trace", f"load.path={file}")[1].trial_key)
     assert len(keys) == 2
+
+
+def test_all_of_a_trace_is_part_of_a_training_s_fingerprint(tmp_path: Path) -> None:
+    file, prints = tmp_path / "t.csv", set()
+    early = "".join(f"{t}\n" for t in range(0, 5000, 2))
+    for late in ("9000\n9001\n", "8000\n9001\n"):  # a training's plan is of minutes, this of hours
+        file.write_text(early + late)
+        made = make("policy=ppo", "load@policy.train_load=trace", f"policy.train_load.path={file}")[1]
+        prints.add(made.fingerprint)
+    assert len(prints) == 2
 
 
 def test_the_loads_of_one_seed_share_a_training_and_seeds_do_not() -> None:
@@ -132,10 +143,57 @@ def test_resume_skips_what_is_finished_and_nothing_else(store: Store) -> None:
     first = job.run(setup, store, None)
     again = job.run(make(*arguments, "resume=true")[1], store, None)
     assert (again.status, again.run_id) == ("skipped", first.run_id)
-    assert again.values["throughput_rps"] == pytest.approx(first.values["throughput_rps"])
+    known = {name: value for name, value in first.values.items() if np.isfinite(value)}
+    assert again.values == pytest.approx(known) and "reward_mean" in known
     assert job.run(setup, store, None).status == "finished"  # not asked to resume
     other = job.run(make(*arguments, "resume=true", "seed=1")[1], store, None)
     assert other.status == "finished"
+
+
+def test_resume_runs_again_what_a_newer_run_has_taken_the_place_of(store: Store) -> None:
+    one, other = ["policy=static", "study=replaced"], ["trial.start_replicas=4"]
+    for arguments in (one, one + other):
+        job, setup = make(*arguments)
+        job.run(setup, store, None)
+    back = [job.run(make(*one, "resume=true")[1], store, None) for _ in range(2)]
+    assert [b.status for b in back] == ["finished", "skipped"], (
+        "the report would have shown four start replicas"
+    )
+
+
+def test_resume_repeats_what_a_real_cluster_spoilt(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["policy=static", "study=spoilt", "resume=true"]
+    job, setup = make(*arguments)
+    first = job.run(setup, store, None)
+    store.tag(first.run_id, "gate/degenerate", "failed: it never acted")
+    monkeypatch.setattr(setup.cluster_type, "real", True)
+    assert job.run(make(*arguments)[1], store, None).status == "skipped", "such a run counts, marked"
+    store.tag(first.run_id, "gate/readiness", "failed: another process used the GPU")
+    monkeypatch.setattr(setup.cluster_type, "real", False)
+    assert job.run(make(*arguments)[1], store, None).status == "skipped", "it would only be spoilt again"
+    monkeypatch.setattr(setup.cluster_type, "real", True)
+    assert job.run(make(*arguments)[1], store, None).status == "finished"
+
+
+def test_a_status_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = Result(status="finished", names={"policy": "ppo"}, seed=3)
+    result.write(tmp_path)
+    assert Result.read(tmp_path / "status.json") == result
+
+    def full(self: Path, text: str) -> None:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        replace(result, status="failed").write(tmp_path)
+    assert Result.read(tmp_path / "status.json") == result
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"policy": 1}'])
+def test_a_status_nobody_can_read_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "status.json").write_text(text)
+    assert Result.read(tmp_path / "status.json") is None
 
 
 def test_a_failed_trial_is_marked_and_done_again(store: Store) -> None:

@@ -48,6 +48,7 @@ def test_another_training_load() -> None:
         ("thrift", -0.1),
         ("network.hidden", []),
         ("training.envs", 0),
+        ("training.minibatch", 1),
         ("training.learning_rate", 0.0),
         ("training.gamma", 1.5),
         ("training.frames", 10),
