@@ -134,7 +134,21 @@ def _summary(comparison: Comparison, load: str) -> str:
     qos, cost = _decision(comparison, load, QOS), _decision(comparison, load, COST)
     outcome = OUTCOMES.get((qos, cost), "no winner is shown")
     outcome = outcome.format(c=comparison.candidate, b=comparison.baseline)
-    return f"{comparison.candidate} has {QOS_WORDS[qos]}, {COST_WORDS[cost]}: {outcome}."
+    words = [
+        _constant(comparison, load, QOS) or QOS_WORDS[qos],
+        _constant(comparison, load, COST) or COST_WORDS[cost],
+    ]
+    return f"{comparison.candidate} has {', '.join(words)}: {outcome}."
+
+
+def _constant(comparison: Comparison, load: str, name: str) -> str:
+    """Return words for a difference that is the same in every pair, which no t test can judge; "" for any other."""
+    row = comparison.row(load, name)
+    if row is None or row.decision != "untested" or row.pairs < 2:
+        return ""
+    word = {QOS: ("more", "fewer", "QoS violations"), COST: ("higher", "lower", "cost")}[name]
+    more = word[0] if row.paired.difference.mean > 0 else word[1]
+    return f"{more} {word[2]} by the same in all {row.pairs} seeds (no variance, no test)"
 
 
 def _decision(comparison: Comparison, load: str, name: str) -> str:

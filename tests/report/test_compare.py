@@ -61,7 +61,16 @@ def test_the_verdict_names_the_trade_off(comparison: Comparison) -> None:
         ([0.9, 0.93, 0.91], [900, 904, 899], "hpa wins on both"),
         ([0.5, 0.52, 0.51], [100, 104, 99], "the same QoS violations in every seed, lower cost: ppo wins"),
         ([0.5, 0.52, 0.51], [500, 540, 510], "a tie"),
-        ([0.9, 0.92, 0.91], [100, 104, 99], "QoS violations not testable, lower cost: no winner is shown"),
+        (
+            [0.9, 0.92, 0.91],
+            [100, 104, 99],
+            "more QoS violations by the same in all 3 seeds (no variance, no test), lower cost: no winner is shown",
+        ),
+        (
+            [0.1, 0.13, 0.11],
+            [100, 140, 110],
+            "fewer QoS violations, lower cost by the same in all 3 seeds (no variance, no test): no winner is shown",
+        ),
         ([0.4, 0.62, 0.50], [100, 104, 99], "QoS violations undecided, lower cost: no winner is shown"),
     ],
 )
