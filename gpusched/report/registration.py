@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from gpusched.core.errors import InputError
 from gpusched.core.hypotheses import Claim, Hypotheses
@@ -16,6 +17,7 @@ from gpusched.report.dataset import Study
 
 TAG, HASH_TAG = "hypotheses", "hypotheses_hash"
 NONE = "none"
+EXPONENT = re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -143,14 +145,19 @@ def _file(file: Path | None, node: dict[str, Any] | None, chosen: str) -> list[s
 
 
 def _read(file: Path) -> Any:
-    """Read the file as the runs did: OmegaConf takes 1e-2 for a number and a date for text, plain YAML does not."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+    """Read the file's values as the runs' configuration does: 1e-2 is a number, a date is text (plain YAML 1.1 says otherwise)."""
+    import yaml
 
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+            first: [(tag, form) for tag, form in forms if not tag.endswith(":timestamp")]
+            for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
     try:
-        return OmegaConf.to_container(OmegaConf.load(file))
-    except (YAMLError, OmegaConfBaseException) as error:
+        return yaml.load(file.read_text(), Loader)
+    except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
 
 
