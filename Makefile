@@ -1,5 +1,5 @@
 # make experiment   the whole study: install, sweep, report      make test   the whole test suite
-# make full         every policy, load and fault (about half an hour)
+# make full         every policy, load and fault (an hour or more on two cores)
 # make check        what a change must pass, <= 90 s              make bench  the numbers we claim
 PYTHON ?= python3
 VENV ?= .venv
