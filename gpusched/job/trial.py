@@ -95,18 +95,17 @@ def finished(setup: Setup, store: Store, key: str) -> Found | None:
     """
     if not store.find(setup.study, kind="trial", tags={"trial_key": key}):
         return None
-    cell = {key: setup.names[key] for key in ("policy", "load")}
-    own = {**cell, "seed": str(setup.seed), "episode": str(setup.repeat)}
+    cell = {
+        **{name: setup.names[name] for name in ("policy", "load")},
+        "seed": str(setup.seed),
+        "episode": str(setup.repeat),
+    }
     kind = setup.names["cluster"].partition("[")[0]
-    newest = next(
-        f
-        for f in store.find(setup.study, kind="trial", tags=own)
-        if f.tags.get("cluster", "").partition("[")[0] == kind
-    )
-    if newest.tags.get("trial_key") != key:
-        return None
-    may_pass = setup.cluster_type.real and not setup.guard.shadow
-    return None if may_pass and spoilt(newest.tags) else newest
+    for found in store.find(setup.study, kind="trial", tags=cell):  # newest first
+        if found.tags.get("cluster", "").partition("[")[0] == kind:
+            may_pass = setup.cluster_type.real and not setup.guard.shadow and spoilt(found.tags)
+            return found if found.tags.get("trial_key") == key and not may_pass else None
+    return None  # the same trial was run, but under another label
 
 
 def _together(results: list[Result]) -> Result:

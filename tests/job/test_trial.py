@@ -161,6 +161,17 @@ def test_resume_runs_again_what_a_newer_run_has_taken_the_place_of(store: Store)
     )
 
 
+def test_resume_runs_what_was_only_run_under_another_label(store: Store) -> None:
+    job, setup = make("policy=static", "study=label")
+    job.run(setup, store, None)
+    named = make(
+        "policy=static", f"policy.replicas={setup.policy.config.replicas}", "study=label", "resume=true"
+    )[1]
+    assert named.trial_key == setup.trial_key and named.names != setup.names
+    assert job.run(named, store, None).status == "finished", "the report has a row for each label"
+    assert job.run(named, store, None).status == "skipped"
+
+
 def test_resume_repeats_what_a_real_cluster_spoilt(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["policy=static", "study=spoilt", "resume=true"]
     job, setup = make(*arguments)
