@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-GATE, FAILED = "gate/", "failed"
+GATE, OK, FAILED = "gate/", "ok", "failed"
 
 MARKING = ("calibration", "convergence", "degenerate", "provenance", "telemetry")
 """Gates whose failure qualifies a result and does not spoil it: such a run counts, and is marked."""
+
+
+def verdict(ok: bool, detail: str) -> str:
+    """Return what the tag of a gate says."""
+    return OK if ok else f"{FAILED}: {detail}"
 
 
 def failed(tags: Mapping[str, str]) -> list[tuple[str, str]]:

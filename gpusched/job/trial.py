@@ -90,11 +90,9 @@ class TrialJob(Job):
 def finished(setup: Setup, store: Store, key: str) -> Found | None:
     """Return the run with this trial's key, None where the trial must be run (again).
 
-    Of a policy, load, seed and episode the report counts the newest run, so an older one is no result any more. On a
-    real cluster what spoilt a run may have passed; a simulated one would only be spoilt again.
+    Of a policy, load, seed and episode the report counts the newest run, so an older one is no result any more, nor is one
+    under another label. On a real cluster what spoilt a run may have passed; a simulated one would only be spoilt again.
     """
-    if not store.find(setup.study, kind="trial", tags={"trial_key": key}):
-        return None
     cell = {
         **{name: setup.names[name] for name in ("policy", "load")},
         "seed": str(setup.seed),
@@ -105,7 +103,7 @@ def finished(setup: Setup, store: Store, key: str) -> Found | None:
         if found.tags.get("cluster", "").partition("[")[0] == kind:
             may_pass = setup.cluster_type.real and not setup.guard.shadow and spoilt(found.tags)
             return found if found.tags.get("trial_key") == key and not may_pass else None
-    return None  # the same trial was run, but under another label
+    return None
 
 
 def _together(results: list[Result]) -> Result:

@@ -28,7 +28,7 @@ class Space:
     """
 
     metrics: list[str]
-    cpu: list[float]
+    cpu: list[int]
     queue: list[float]
     in_flight: list[float]
     paths: list[str]

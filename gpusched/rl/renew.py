@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusched.policy.network import Network, most_likely
+from gpusched.policy.network import Network
 from gpusched.report.equivalence import Bounded, bounded
 from gpusched.report.statistics import holm, welch
 from gpusched.rl.venv import ClusterEnv, Episodes
@@ -70,7 +70,7 @@ def live_through(env: ClusterEnv, network: Network, episodes: Episodes) -> Lived
     rewards, seen = [], []
     for _ in range(env.cluster.trial.steps):
         seen.append(features_PF)
-        features_PF, reward_P, *_ = env.step(most_likely(network(features_PF), env.sizes, env.handicap_C))
+        features_PF, reward_P, *_ = env.step(env.choose(network, features_PF))
         rewards.append(reward_P)
     return Lived(reward_P=np.mean(rewards, axis=0), features_PF=np.mean(seen, axis=0, dtype=float))
 

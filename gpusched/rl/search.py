@@ -8,7 +8,6 @@ are judged again by validation episodes, which the search has never seen, and th
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 import warnings
@@ -261,10 +260,7 @@ class Draw:
         return float(self._trial.suggest_float(name, float(span[0]), float(span[1]), log=log))
 
     def whole(self, name: str, span: Span) -> int:
-        low, high = math.ceil(span[0]), math.floor(span[1])
-        if low > high:
-            raise refuse(f"space.{name}", list(span), "must hold a whole number")
-        return int(self._trial.suggest_int(name, low, high))
+        return int(self._trial.suggest_int(name, round(span[0]), round(span[1])))
 
     def one_of(self, name: str, options: Sequence[str]) -> str:
         return str(self._trial.suggest_categorical(name, list(options)))

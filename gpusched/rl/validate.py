@@ -7,8 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusched.policy.encoder import Features
-from gpusched.policy.network import Network, most_likely
+from gpusched.policy.network import Network
 from gpusched.rl.venv import ClusterEnv, Episodes
 
 
@@ -31,14 +30,11 @@ class Validator:
         features_PF, _ = self._env.reset()
         reward_TP, same_TP = [], []
         for _ in range(self._env.cluster.trial.steps):
-            choice_PA = self._choice(network, features_PF)
+            choice_PA = self._env.choose(network, features_PF)
             if self._before is not None:
-                other_PA = self._choice(self._before, features_PF)
+                other_PA = self._env.choose(self._before, features_PF)
                 same_TP.append((choice_PA == other_PA).all(axis=-1))
             features_PF, reward_P, *_ = self._env.step(choice_PA)
             reward_TP.append(reward_P)
         self._before = network
         return np.mean(reward_TP, axis=0), float(np.mean(same_TP)) if same_TP else float("nan")
-
-    def _choice(self, network: Network, features_PF: Features) -> NDArray[np.int64]:
-        return most_likely(network(features_PF), self._env.sizes, self._env.handicap_C)

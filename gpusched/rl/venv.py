@@ -14,6 +14,7 @@ from gpusched.core.load import LoadPlan
 from gpusched.core.ports import Cluster, Episode, Load, Reward
 from gpusched.core.trial import TrialSpec
 from gpusched.policy.encoder import Features
+from gpusched.policy.network import Network, most_likely
 from gpusched.policy.ppo import PPO
 
 Ids = Sequence[int] | NDArray[np.int64]
@@ -70,7 +71,7 @@ class ClusterEnv(BaseVectorEnv):
         self.ready_id = list(range(cluster.envs))
         self.cluster, self.reward, self.episodes = cluster, reward, episodes
         self.action, self.sizes = policy.action, policy.action.sizes(cluster.limits)
-        self.handicap_C = policy.handicap(cluster.limits)
+        self._handicap_C = policy.handicap(cluster.limits)
         self.encoder = policy.encoder(cluster.limits, cluster.envs)
         self._spaces = {
             "action_space": spaces.MultiDiscrete(self.sizes),
@@ -117,6 +118,10 @@ class ClusterEnv(BaseVectorEnv):
         self._step_E += 1
         features_EF = self._see(self.encoder.follow(observation), np.arange(self.env_num))
         return features_EF, reward_E, terminated_E, self._left_E <= 0, self._infos_E
+
+    def choose(self, network: Network, features_EF: Features) -> NDArray[np.int64]:
+        """Return what the policy would choose in service with this network, shape [E, A]."""
+        return most_likely(network(features_EF), self.sizes, self._handicap_C)
 
     def _see(self, features_EF: Features, ids: NDArray[np.int64]) -> Features:
         """Append the demand of the next `ahead` control intervals, which only the critic reads."""

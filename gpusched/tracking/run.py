@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 
 from gpusched.core.errors import StoreBusy, StoreError
+from gpusched.core.gate import GATE, verdict
 from gpusched.core.logs import RequestLog, TickLog
 from gpusched.tracking.database import told
 from gpusched.tracking.model import log_model
@@ -222,7 +223,7 @@ class Run:
 
     def gate(self, name: str, ok: bool, detail: str) -> None:
         """Record whether a gate let the result pass; buffered as points are."""
-        self._marks[f"gate/{name}"] = "ok" if ok else f"failed: {detail}"
+        self._marks[GATE + name] = verdict(ok, detail)
 
     def model(self, folder: Path) -> str:
         """Log a trained policy's folder as an MLflow model and return the model's ID; nothing in it is unpickled."""

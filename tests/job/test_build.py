@@ -100,6 +100,7 @@ BAD = {
     "action=resources action.gpu_shares=[0.5,1]": r"^action.gpu_shares = .*needs service.sharing=mps",
     "policy=ppo trial.min_replicas=2 trial.max_replicas=2": r"^action: leaves the policy nothing to choose",
     "policy=ppo policy.train_load.users=-4": r"^policy.train_load.users = -4: must lie in",
+    "policy=hpa_tuned policy.space.cpu=[22.5,90]": r"^policy.space.cpu = \[22.5, 90\]: must be a list, each entry a whole number",
     "policy=ppo policy.network.hidden=[0]": r"^policy.network.hidden = ",
     "policy=ppo +policy.training.frame=3": r"^policy.training.frame: no such key.*Did you mean 'frames'",
     "seed=-1": r"^seed = -1: must be at least 0",
