@@ -80,6 +80,11 @@ class View:
         """Users behind the load by the interactive response-time law: those who think and those who wait."""
         return self.seen.rate_rps_E * self.scale.think_s + self.seen.in_flight_E
 
+    @property
+    def violation_share_E(self) -> Floats:
+        """Share of the requests that failed or came late; what a failure calls for is learnt from lateness."""
+        return self.seen.failed_share_E + (1.0 - self.seen.failed_share_E) * self.seen.slow_share_E
+
     def per_ready(self, amount_E: Floats) -> Floats:
         return amount_E / np.maximum(self.seen.replicas_ready_E, 1.0)
 
@@ -88,7 +93,8 @@ class View:
 
 
 # Counts and times span decades, so they enter as log(1 + x); shares and ratios enter as they are. The
-# population enters both ways: the log tells 5 users from 10, the plain count 50 from 60.
+# population enters both ways: the log tells 5 users from 10, the plain count 50 from 60. How old the metrics are is
+# not among them: it depends on the monitoring, hardly varies in training, and says nothing of the load.
 FEATURES: dict[str, Callable[[View], Floats]] = {
     "population": lambda v: np.log1p(v.population_E),
     "population_count": lambda v: v.population_E,
@@ -99,8 +105,7 @@ FEATURES: dict[str, Callable[[View], Floats]] = {
     "latency_p95": lambda v: np.log1p(v.per_slo(v.seen.latency_p95_s_E)),
     "queue": lambda v: np.log1p(v.per_slo(v.seen.queue_s_E)),
     "batch_size": lambda v: np.log1p(v.seen.batch_size_E),
-    "slow_share": lambda v: v.seen.slow_share_E,
-    "failed_share": lambda v: v.seen.failed_share_E,
+    "violation_share": lambda v: v.violation_share_E,
     "cpu_utilization": lambda v: np.log1p(v.seen.cpu_utilization_E),
     "gpu_utilization": lambda v: v.seen.gpu_utilization_E,
     "replicas_spec": lambda v: v.seen.replicas_spec_E / v.limits.max_replicas,
@@ -109,15 +114,12 @@ FEATURES: dict[str, Callable[[View], Floats]] = {
     "cpu_limit": lambda v: v.seen.cpu_limit_cores_E / max(v.limits.cpu_cores),
     "instances": lambda v: v.seen.instances_E / max(v.limits.instances),
     "gpu_share": lambda v: v.seen.gpu_share_E / max(v.limits.gpu_shares),
-    "age": lambda v: np.log1p(v.seen.age_s_E),
-    "gpu_age": lambda v: np.log1p(v.seen.gpu_age_s_E),
-    "has_rate": lambda v: np.isfinite(v.seen.rate_rps_E).astype(float),
 }
 
 LONGEST = 100
 """Control steps that may be remembered at most."""
 
-TREND = ("population_count", "slow_share", "replicas_ready")
+TREND = ("population_count", "violation_share", "replicas_ready")
 """The features whose past is remembered: where the load, the violations and the capacity come from."""
 
 TREND_COLUMNS = [list(FEATURES).index(name) for name in TREND]
@@ -131,7 +133,7 @@ CALM = 0.01
 
 
 def feature_names(config: EncoderConfig) -> list[str]:
-    """Return the name of every feature; `slow_share-2` belongs to two control steps ago."""
+    """Return the name of every feature; `violation_share-2` belongs to two control steps ago."""
     past = [f"{name}-{age}" for age in config.lags for name in TREND]
     ahead, rough = ["population_ahead"] * bool(config.lookahead), ["roughness"] * bool(config.roughness)
     peaks = [f"population_peak-{window}" for window in config.peaks]
@@ -142,11 +144,13 @@ def feature_names(config: EncoderConfig) -> list[str]:
 class Encoder:
     """Turns the observations of E environments into features [E, F], float32, finite, the same every time.
 
-    Missing values (NaN) read 0. At the start of an episode the past is filled with the first observation.
+    A missing value (NaN) reads as the last one there was, as autoscalers hold on to what they know while monitoring is
+    down, or 0 where there was none. At the start of an episode the past is filled with the first observation.
     """
 
     def __init__(self, config: EncoderConfig, limits: Limits, envs: int) -> None:
         self.config, self.limits = config, limits
+        self._last_EF: Features = np.zeros((envs, len(FEATURES)), dtype=np.float32)
         self._past_EHF: Features = np.zeros((envs, config.memory, len(TREND)), dtype=np.float32)
 
     @property
@@ -157,13 +161,15 @@ class Encoder:
     def start(self, observation: Observation, envs: Rows | None = None) -> Features:
         """Begin an episode in the given environments (all by default); return their rows of features."""
         rows: Rows | EllipsisType = ... if envs is None else envs
+        self._last_EF[rows] = 0.0
         now_EF = self._read(observation)[rows]
+        self._last_EF[rows] = now_EF
         self._past_EHF[rows] = now_EF[:, None, TREND_COLUMNS]
         return self._join(now_EF, self._past_EHF[rows])
 
     def follow(self, observation: Observation) -> Features:
         """Return the features of the next control step of every environment's episode, shape [E, F]."""
-        now_EF = self._read(observation)
+        self._last_EF = now_EF = self._read(observation)
         features_EF = self._join(now_EF, self._past_EHF)
         self._past_EHF = np.roll(self._past_EHF, 1, axis=1)
         self._past_EHF[:, :1] = now_EF[:, None, TREND_COLUMNS]
@@ -172,11 +178,10 @@ class Encoder:
     def _read(self, observation: Observation) -> Features:
         view = View(observation, self.config, self.limits)
         now_EF = np.empty((observation.envs, len(FEATURES)), dtype=np.float32)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             for f, feature in enumerate(FEATURES.values()):
                 now_EF[:, f] = feature(view)
-        now_EF[~np.isfinite(now_EF)] = 0.0
-        return now_EF
+        return np.where(np.isfinite(now_EF), now_EF, self._last_EF)
 
     def _join(self, now_EF: Features, past_EHF: Features) -> Features:
         trend_EF = now_EF[:, TREND_COLUMNS]

@@ -40,7 +40,7 @@ def test_known_answers() -> None:
     assert feature(features, "population_per_ready") == [round(float(np.log(18.5)), 5)]
     assert feature(features, "latency_mean") == [round(float(np.log(4)), 5)]  # three objectives
     assert feature(features, "replicas_ready") == [0.5]
-    assert feature(features, "slow_share") == [0.25]
+    assert feature(features, "violation_share") == [0.25]
 
 
 def test_no_ready_replica_is_no_division_by_zero() -> None:
@@ -53,7 +53,7 @@ def test_the_past_moves_back_one_step_at_a_time() -> None:
     shares = [0.1, 0.2, 0.3, 0.4, 0.5]
     rows = [encoder.start(seen(slow_share_E=shares[0]))]
     rows += [encoder.follow(seen(slow_share_E=x)) for x in shares[1:]]
-    past = [[feature(row, f"slow_share-{age}")[0] for age in (1, 2, 3)] for row in rows]
+    past = [[feature(row, f"violation_share-{age}")[0] for age in (1, 2, 3)] for row in rows]
     assert past == pytest.approx(
         np.array([[0.1, 0.1, 0.1], [0.1, 0.1, 0.1], [0.2, 0.1, 0.1], [0.3, 0.2, 0.1], [0.4, 0.3, 0.2]])
     )
@@ -64,9 +64,9 @@ def test_as_changes_the_past_says_what_came_since() -> None:
     shares = [0.1, 0.2, 0.4, 0.8]
     rows = [encoder.start(seen(slow_share_E=shares[0]))]
     rows += [encoder.follow(seen(slow_share_E=x)) for x in shares[1:]]
-    past = [[feature(row, f"slow_share-{age}")[0] for age in (1, 2, 3)] for row in rows]
+    past = [[feature(row, f"violation_share-{age}")[0] for age in (1, 2, 3)] for row in rows]
     assert past == pytest.approx(np.array([[0, 0, 0], [0.1, 0.1, 0.1], [0.2, 0.3, 0.3], [0.4, 0.6, 0.7]]))
-    assert feature(rows[-1], "slow_share") == [0.8]
+    assert feature(rows[-1], "violation_share") == [0.8]
 
 
 def test_users_ahead_go_on_as_before() -> None:
@@ -126,10 +126,13 @@ def test_troughs_are_the_fewest_users_there() -> None:
 def test_only_the_chosen_ages_are_shown() -> None:
     config = replace(CONFIG, lags=[1, 4])
     names, encoder = feature_names(config), Encoder(config, Limits(), 1)
-    assert [name for name in names if name.startswith("slow_share-")] == ["slow_share-1", "slow_share-4"]
+    assert [name for name in names if name.startswith("violation_share-")] == [
+        "violation_share-1",
+        "violation_share-4",
+    ]
     rows = [encoder.start(seen(slow_share_E=0.1))]
     rows += [encoder.follow(seen(slow_share_E=x)) for x in (0.2, 0.3, 0.4, 0.5, 0.6)]
-    past = [[float(row[0, names.index(f"slow_share-{age}")]) for age in (1, 4)] for row in rows]
+    past = [[float(row[0, names.index(f"violation_share-{age}")]) for age in (1, 4)] for row in rows]
     assert past[-2:] == pytest.approx(np.array([[0.4, 0.1], [0.5, 0.2]]))
 
 
@@ -138,10 +141,10 @@ def test_a_new_episode_forgets_only_its_own_past() -> None:
     encoder.start(seen(3, slow_share_E=0.1))
     encoder.follow(seen(3, slow_share_E=0.2))
     fresh = encoder.start(seen(3, slow_share_E=[0.7, 0.8, 0.9]), [1])
-    assert feature(fresh, "slow_share-1") == [0.8]
+    assert feature(fresh, "violation_share-1") == [0.8]
     after = encoder.follow(seen(3, slow_share_E=0.3))
-    assert feature(after, "slow_share-1") == [0.2, 0.8, 0.2]
-    assert feature(after, "slow_share-2") == [0.1, 0.8, 0.1]
+    assert feature(after, "violation_share-1") == [0.2, 0.8, 0.2]
+    assert feature(after, "violation_share-2") == [0.1, 0.8, 0.1]
 
 
 AMOUNT = st.one_of(st.sampled_from([float("nan"), float("inf")]), st.floats(min_value=0, max_value=1e30))
@@ -158,10 +161,34 @@ def test_any_observation_gives_finite_features_and_environments_do_not_mix(table
         assert np.array_equal(features[2:3], steps[1](Observation.from_table(table_EF[2:3])))
 
 
-def test_a_missing_rate_is_told_from_an_idle_service() -> None:
+def test_failures_count_like_late_answers() -> None:
+    features = Encoder(CONFIG, Limits(), 1).start(seen(failed_share_E=0.2, slow_share_E=0.5))
+    assert feature(features, "violation_share") == [0.6]  # a fifth failed, half of the others came late
+
+
+def test_while_metrics_are_missing_the_last_ones_stand() -> None:
+    lost = float("nan")
     encoder = Encoder(CONFIG, Limits(), 2)
-    features = encoder.start(seen(2, rate_rps_E=[float("nan"), 0.0]))
-    assert feature(features, "has_rate") == [0.0, 1.0]
+    assert feature(encoder.start(seen(2, in_flight_E=[lost, 3.0])), "population_count") == [0.0, 3.0]
+    encoder.follow(seen(2, rate_rps_E=20.0, in_flight_E=[5.0, 7.0], slow_share_E=0.25))
+    features = encoder.follow(
+        seen(2, rate_rps_E=lost, in_flight_E=lost, slow_share_E=lost, replicas_ready_E=3.0)
+    )
+    assert feature(features, "population_count") == [35.0, 37.0]
+    assert feature(features, "violation_share") == [0.25, 0.25]
+    assert feature(features, "replicas_ready") == [0.5, 0.5]  # three of six: what is known is not held
+    again = encoder.follow(seen(2, rate_rps_E=[lost, 0.0], in_flight_E=[lost, 0.0]))
+    assert feature(again, "population_count") == [35.0, 0.0]
+    assert feature(again, "population_count-1") == [35.0, 37.0]
+
+
+def test_a_new_episode_holds_nothing_of_the_former() -> None:
+    encoder = Encoder(CONFIG, Limits(), 2)
+    encoder.start(seen(2, in_flight_E=9.0))
+    fresh = encoder.start(seen(2, in_flight_E=float("nan")), [1])
+    assert feature(fresh, "population_count") == [0.0]
+    after = encoder.follow(seen(2, in_flight_E=float("nan")))
+    assert feature(after, "population_count") == [9.0, 0.0]
 
 
 @pytest.mark.parametrize(
