@@ -26,7 +26,9 @@ An error together with `rescaled` is possible: one metric failed while another a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -305,12 +307,25 @@ def to_ms(seconds: float) -> int:
     return round(seconds * 1000.0)
 
 
+def as_read(tolerance: float) -> float:
+    """The tolerance as the controller reads it from its quantity, not always the nearest number: 0.7 is 700 * 1e-3.
+
+    Source: `Quantity.AsApproximateFloat64`; the API stores whole multiples of 1, 1e-3, 1e-6 or 1e-9, rounded up.
+    """
+    exact = Decimal(repr(tolerance))
+    for exponent in (0, -3, -6):
+        if (count := exact.scaleb(-exponent)) == count.to_integral_value():
+            return float(count) * float(f"1e{exponent}")
+    return math.ceil(exact.scaleb(9)) * 1e-9
+
+
 def pack_flags(spec: NDArray[Any], flags: ControllerFlags) -> None:
     """Write the controller's flags into SPEC rows, tolerances included: call it before `pack_behavior`."""
     spec["tolerance_up"] = spec["tolerance_down"] = flags.tolerance
     spec["cpu_initialization_ms"] = to_ms(flags.cpu_initialization_period_s)
     spec["initial_readiness_delay_ms"] = to_ms(flags.initial_readiness_delay_s)
-    spec["downscale_window_ms"] = spec["down_window_ms"] = to_ms(flags.downscale_stabilization_s)
+    spec["downscale_window_ms"] = to_ms(flags.downscale_stabilization_s)
+    spec["down_window_ms"] = 1000 * int(flags.downscale_stabilization_s)  # an int32 of seconds there
     spec["scale_up_limit_factor"] = flags.scale_up_limit_factor
     spec["scale_up_limit_min"] = flags.scale_up_limit_min
     spec["gate_scale_to_zero"] = flags.gate_scale_to_zero
@@ -334,12 +349,12 @@ def pack_behavior(spec: NDArray[Any], given: Behavior | None, flags: ControllerF
         if rules.window_s is not None:
             spec[f"{name}_window_ms"] = to_ms(rules.window_s)
         if rules.tolerance is not None and flags.gate_configurable_tolerance:
-            spec[f"tolerance_{name}"] = rules.tolerance
+            spec[f"tolerance_{name}"] = as_read(rules.tolerance)
     return np.array(rows, dtype=RULE)
 
 
 def target_units(metric: str, target: float) -> int:
-    """`HPASpec.target` as an integer: percent for cpu, milli-units (of ms, of requests) otherwise."""
+    """`HPASpec.target` as an integer: percent for cpu, microseconds for queue, milli-requests for in_flight."""
     return max(1, round(target if metric == "cpu" else target * 1000.0))
 
 

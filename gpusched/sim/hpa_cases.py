@@ -167,10 +167,16 @@ def external_sum(values_m: Iterable[int], average: bool) -> int:
         total += value_m
         if total > rep.INT64_MAX or (average and total < 0):
             return rep.INT64_MAX
+        if total < rep.INT64_MIN:
+            total += 2**64  # int64 wraps around
     return total
 
 
 # --- requests
+
+
+POD_LEVEL, HUGEPAGES = ("cpu", "memory"), "hugepages-"
+"""Resources that count at pod level (component-helpers, `IsPodLevelRequestsSet`)."""
 
 
 def _sum_requests(containers: list[Json], resource: str) -> int:
@@ -192,7 +198,10 @@ def _aggregate_request(pod: Json, resource: str) -> int:
 
 def pod_request(pod: Json, resource: str, container: str, gate: bool) -> int:
     """A pod's request in milli-units (docs/hpa.md A.4.1, `calculateRequests`); raises MetricError."""
-    at_pod_level = pod.get("pod_requests_m") or {}
+    given = pod.get("pod_requests_m") or {}
+    at_pod_level = {
+        key: value for key, value in given.items() if key in POD_LEVEL or key.startswith(HUGEPAGES)
+    }
     if gate and at_pod_level and not container:
         return int(at_pod_level[resource]) if resource in at_pod_level else _aggregate_request(pod, resource)
     inits = pod.get("init_containers") or []
@@ -234,7 +243,9 @@ def metric_row(metric: Json) -> tuple[int, int, int, int]:
     """One METRIC row; averageValue wins over averageUtilization on a Resource metric."""
     kind, target_type = metric["type"], metric.get("target_type")
     is_resource = kind in RESOURCE_TYPES
-    if is_resource and target_type is not None and metric.get("target_m") is not None:
+    if is_resource and target_type == "Value":
+        target_type = None  # a resource is read for its two averages only
+    elif is_resource and target_type is not None and metric.get("target_m") is not None:
         target_type = "AverageValue"
     target = metric.get("target" if target_type == "Utilization" else "target_m") or 0
     is_cpu = is_resource and metric.get("resource") == "cpu"
@@ -303,7 +314,7 @@ def rules(given: Json | None) -> Rules | None:
     return Rules(
         given.get("stabilization_window_s"),
         given.get("select_policy"),
-        [(p["type"], p["value"], p["period_s"]) for p in policies] if policies else None,
+        [(p["type"], p["value"], p["period_s"]) for p in policies] if policies is not None else None,
         given.get("tolerance"),
     )
 

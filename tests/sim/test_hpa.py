@@ -162,6 +162,25 @@ def test_tolerance_of_a_behavior_overrides_one_side_only() -> None:
     assert Controller(hpa, closed).proposal(2, [510, 510]) == 2
 
 
+@pytest.mark.parametrize(
+    ("tolerance", "target", "usage_m", "desired"),
+    [(0.7, 100, 300, 10), (0.95, 80, 40, 10), (0.94, 80, 40, 1), (0.1, 100, 900, 10), (0.05, 100, 900, 9)],
+)
+def test_a_tolerance_is_read_as_the_controller_reads_its_quantity(
+    tolerance: float, target: float, usage_m: int, desired: int
+) -> None:
+    """700 * 1e-3 is more than 0.7, so 30 % of the target is still inside; 0.95 and 1 - 0.05 alike (5 % of 80 %)."""
+    hpa = HPASpec(target=target, max_replicas=20, scale_down=behavior(tolerance=tolerance, window_s=0))
+    assert Controller(hpa).proposal(10, [usage_m] * 10) == desired
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "read"), [(0.7, 0.7000000000000001), (0.1, 0.1), (0.0005, 0.0005), (2.0, 2.0)]
+)
+def test_a_tolerance_is_digits_times_a_power_of_ten(tolerance: float, read: float) -> None:
+    assert pack(HPASpec(scale_up=behavior(tolerance=tolerance))).spec[0].tolerance_up == read
+
+
 # --- pods without a usable sample
 
 
@@ -464,6 +483,11 @@ def test_pack_fills_in_the_other_direction() -> None:
     assert packed.rules.tolist() == [(hold.RULE_PODS, 1, 30_000), (hold.RULE_PERCENT, 100, 15_000)]
     assert (spec.up_window_ms, spec.down_window_ms) == (20_000, 300_000)
     assert (spec.up_select, spec.down_select) == (hold.SELECT_MIN, hold.SELECT_MAX)
+
+
+def test_pack_takes_whole_seconds_of_the_flag_into_a_behavior() -> None:
+    spec = pack(HPASpec(scale_up=behavior()), ControllerFlags(downscale_stabilization_s=300.9)).spec[0]
+    assert (spec.downscale_window_ms, spec.down_window_ms) == (300_900, 300_000)
 
 
 def test_pack_keeps_an_absent_behavior_absent() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gpusched.sim.hpa_check import main
+from gpusched.sim import hpa_cases
+from gpusched.sim.hpa_check import differences, main
 
 EXAMPLES = Path(__file__).parents[2] / ".." / "shared" / "hpa_examples.json"
 
@@ -76,3 +77,23 @@ def test_examples_from_the_unit_tests_of_kubernetes(capsys: pytest.CaptureFixtur
         pytest.skip("the case file hpa_examples.json is not beside this checkout")
     assert main([str(EXAMPLES)]) == 0
     assert "328 passed, 0 failed, 0 skipped" in capsys.readouterr().out
+
+
+def test_what_the_api_would_refuse_is_read_as_upstream_reads_it() -> None:
+    assert (
+        hpa_cases.metric_row({"type": "Resource", "resource": "cpu", "target_type": "Value", "target_m": 5})[
+            2
+        ]
+        == (hpa_cases.TARGETS[None])
+    )
+    assert hpa_cases.rules({"policies": []}).policies == []  # type: ignore[union-attr]
+    assert hpa_cases.external_sum([-(2**63), -1], average=False) == 2**63 - 1
+    pod = {"containers": [{"name": "a", "requests_m": {}}], "pod_requests_m": {"nvidia.com/gpu": 1000}}
+    with pytest.raises(hpa_cases.MetricError):
+        hpa_cases.pod_request(pod, "cpu", "", gate=True)
+
+
+def test_a_missing_pod_level_request_is_a_missing_request(tmp_path: Path) -> None:
+    given = {"error": "missing pod-level request for cpu in Pod p0"}
+    assert differences(given, {"error_class": "missing_request"}) == []
+    assert differences(given, {"error_class": "no_pods"}) != []
