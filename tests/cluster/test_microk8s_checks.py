@@ -17,7 +17,7 @@ from gpusched.core.check import FAIL, OK, WARN, Check
 
 METRICS = {
     "/apis/metrics.k8s.io/v1beta1/namespaces/gpusched/pods": {"items": [{}]},
-    "/apis/external.metrics.k8s.io/v1beta1/namespaces/gpusched/triton_queue_seconds": {"items": [{}]},
+    "/apis/external.metrics.k8s.io/v1beta1/namespaces/gpusched/triton_queue_microseconds": {"items": [{}]},
     "/apis/custom.metrics.k8s.io/v1beta1/namespaces/gpusched/pods/*/triton_in_flight": {"items": [{}]},
 }
 

@@ -18,7 +18,8 @@ from gpusched.cluster.microk8s.hpa import MetricNames, holds, lost, manifest, me
 from gpusched.cluster.microk8s.kinds import selector
 from gpusched.cluster.microk8s.quantities import milli, number
 from gpusched.core.controls import UNSET, Controls, HPADirection, HPARule, HPASpec, Limits
-from gpusched.core.errors import ClusterError, InputError
+from gpusched.core.errors import ClusterError
+from gpusched.sim.hpa import pack
 
 LIMITS = Limits(min_replicas=1, max_replicas=6)
 
@@ -77,10 +78,12 @@ def test_metrics_have_the_types_the_controls_promise() -> None:
     assert metric(HPASpec(metric="queue", target=50), names) == {
         "type": "External",
         "external": {
-            "metric": {"name": "triton_queue_seconds"},
-            "target": {"type": "Value", "value": "50m"},
+            "metric": {"name": "triton_queue_microseconds"},
+            "target": {"type": "Value", "value": "50000"},
         },
     }
+    keda = metric(HPASpec(metric="queue", target=0.5, per_replica=True), names)
+    assert keda["external"]["target"] == {"type": "AverageValue", "averageValue": "500"}
     assert metric(HPASpec(metric="in_flight", target=4.5), names) == {
         "type": "Pods",
         "pods": {
@@ -90,9 +93,11 @@ def test_metrics_have_the_types_the_controls_promise() -> None:
     }
 
 
-def test_a_queue_target_below_what_the_controller_can_tell_is_refused() -> None:
-    with pytest.raises(InputError, match="at least 1 ms"):
-        metric(HPASpec(metric="queue", target=0.4), MetricNames())
+@given(st.floats(1e-3, 1e4), st.booleans())
+def test_the_real_controller_gets_the_target_that_the_modelled_one_gets(target: float, keda: bool) -> None:
+    spec = HPASpec(metric="queue", target=target, per_replica=keda)
+    (value,) = [v for k, v in metric(spec, MetricNames())["external"]["target"].items() if k != "type"]
+    assert int(value) == pack(spec).metrics_M["target"][0]
 
 
 DIRECTIONS = st.none() | st.builds(

@@ -43,12 +43,15 @@ INPUT = [
     series("nv_inference_compute_input_duration_us", "triton-b", 0),
     series("nv_inference_compute_infer_duration_us", "triton-b", 1_250_000),
     series("nv_inference_compute_output_duration_us", "triton-b", 0),
-    # Somebody else's Triton.
+    # One that nobody asks, and somebody else's.
+    series("nv_inference_queue_duration_us", "idle", 0, namespace="idle"),
+    series("nv_inference_request_success", "idle", 0, namespace="idle"),
     series("nv_inference_queue_duration_us", "other", 9e9, namespace="other"),
     series("nv_inference_request_success", "other", 1, namespace="other"),
     series("nv_inference_pending_request_count", "other", level=99, namespace="other"),
 ]
-QUEUE_S = (2 * 5e-3 + 6 * 1e-3) / 8
+QUEUE_US = (2 * 5000 + 6 * 1000) / 8
+QUEUE_S = 1e-6 * QUEUE_US
 IN_FLIGHT = {"triton-a": 2.5, "triton-b": 0.25}
 
 
@@ -84,9 +87,21 @@ def query(kind: str, name: str, matchers: str, group: str = "") -> str:
 
 
 @needs_promtool
-def test_queue_time_is_the_mean_over_requests_in_seconds(tmp_path: Path) -> None:
-    text = query("externalRules", "triton_queue_seconds", 'namespace="gpusched"')
-    evaluate(text, [{"labels": "{}", "value": QUEUE_S}], tmp_path)
+def test_queue_time_is_the_mean_over_requests_in_microseconds(tmp_path: Path) -> None:
+    text = query("externalRules", "triton_queue_microseconds", 'namespace="gpusched"')
+    evaluate(text, [{"labels": "{}", "value": QUEUE_US}], tmp_path)
+
+
+@needs_promtool
+@pytest.mark.parametrize("who", ["adapter", "keda"])
+def test_queue_time_of_an_idle_service_is_zero_and_without_series_there_is_none(
+    who: str, tmp_path: Path
+) -> None:
+    text = query("externalRules", "triton_queue_microseconds", 'namespace="gpusched"')
+    if who == "keda":
+        text = one("overlays/keda", "ScaledObject", "triton")["spec"]["triggers"][0]["metadata"]["query"]
+    evaluate(text.replace('"gpusched"', '"idle"'), [{"labels": "{}", "value": 0.0}], tmp_path)
+    evaluate(text.replace('"gpusched"', '"nobody"'), [], tmp_path)
 
 
 @needs_promtool
@@ -99,7 +114,7 @@ def test_in_flight_is_per_pod(tmp_path: Path) -> None:
 @needs_promtool
 def test_keda_scales_on_the_same_queue_time(tmp_path: Path) -> None:
     trigger = one("overlays/keda", "ScaledObject", "triton")["spec"]["triggers"][0]
-    evaluate(trigger["metadata"]["query"], [{"labels": "{}", "value": QUEUE_S}], tmp_path)
+    evaluate(trigger["metadata"]["query"], [{"labels": "{}", "value": QUEUE_US}], tmp_path)
 
 
 @needs_promtool
@@ -114,7 +129,7 @@ def test_a_policy_sees_the_same(field: str, value: float, tmp_path: Path) -> Non
 def test_a_wrong_number_fails(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         evaluate(
-            query("externalRules", "triton_queue_seconds", 'namespace="gpusched"'),
+            query("externalRules", "triton_queue_microseconds", 'namespace="gpusched"'),
             [{"labels": "{}", "value": 5.0}],
             tmp_path,
         )
@@ -123,7 +138,7 @@ def test_a_wrong_number_fails(tmp_path: Path) -> None:
 def test_the_adapter_serves_the_two_metrics_that_hpas_name() -> None:
     rules = adapter()
     assert [rule["name"] for rule in rules["rules"]] == [{"as": "triton_in_flight"}]
-    assert [rule["name"] for rule in rules["externalRules"]] == [{"as": "triton_queue_seconds"}]
+    assert [rule["name"] for rule in rules["externalRules"]] == [{"as": "triton_queue_microseconds"}]
     services = {
         t["metadata"]["name"] for t in built("overlays/prometheus-adapter") if t["kind"] == "APIService"
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from gpusched.cluster.microk8s.kinds import DEPLOYMENTS, HOLDER, HPAS, MANAGER, OURS, PART_OF, Dict, dig
 from gpusched.cluster.microk8s.quantities import milli, number
 from gpusched.core.controls import HPADirection, HPASpec
-from gpusched.core.errors import refuse
+from gpusched.sim.hpa import target_units
 
 QUANTITIES = ("value", "averageValue", "tolerance")
 """Fields the server may spell in another way than it was told."""
@@ -18,11 +18,12 @@ QUANTITIES = ("value", "averageValue", "tolerance")
 class MetricNames:
     """What the custom and external metrics APIs call the two metrics that are not resources.
 
-    queue      External: mean Triton queue time per request, seconds
+    queue      External: mean Triton queue time per request, microseconds: the controller computes in thousandths of
+               the metric's unit, and in seconds it would know whole milliseconds only
     in_flight  Pods: requests waiting or executing in the pod
     """
 
-    queue: str = "triton_queue_seconds"
+    queue: str = "triton_queue_microseconds"
     in_flight: str = "triton_in_flight"
 
 
@@ -61,10 +62,12 @@ def metric(spec: HPASpec, names: MetricNames) -> Dict:
         target: Dict = {"type": "Utilization", "averageUtilization": max(1, round(spec.target))}
         return {"type": "Resource", "resource": {"name": "cpu", "target": target}}
     if spec.metric == "queue":
-        # The controller computes in thousandths of the metric's unit, so finer targets do not exist.
-        if spec.target < 1.0:
-            raise refuse("target", spec.target, "must be at least 1 ms: the HPA knows the queue time in whole milliseconds")  # fmt: skip
-        target = {"type": "Value", "value": milli(round(spec.target) / 1000)}
+        microseconds = str(target_units("queue", spec.target))
+        target = (
+            {"type": "AverageValue", "averageValue": microseconds}
+            if spec.per_replica
+            else {"type": "Value", "value": microseconds}
+        )
         return {"type": "External", "external": {"metric": {"name": names.queue}, "target": target}}
     target = {"type": "AverageValue", "averageValue": milli(spec.target)}
     return {"type": "Pods", "pods": {"metric": {"name": names.in_flight}, "target": target}}
