@@ -25,8 +25,8 @@ full: export GPUSCHED_TRACES := $(abspath $(TRACES))
 full: $(STAMP)
 	$(PY) run.py experiment=full resume=true hydra/launcher=joblib
 	$(PY) run.py experiment=faults resume=true hydra/launcher=joblib
-	$(PY) analyze.py --study full4 --filter "tags.fault = 'none'" --keep docs/results/full
-	$(PY) analyze.py --study full4 --filter "tags.load LIKE 'periodic%'" --keep docs/results/faults
+	$(PY) analyze.py --study full5 --filter "tags.fault = 'none'" --keep docs/results/full
+	$(PY) analyze.py --study full5 --filter "tags.load LIKE 'periodic%'" --keep docs/results/faults
 
 # What each part of PPO is worth: one row without any change, and one for each part that is left out.
 WITHOUT_HISTORY := policy.encoder.lags=[] policy.encoder.lookahead=0 policy.encoder.roughness=0 policy.encoder.peaks=[] policy.encoder.troughs=[]
