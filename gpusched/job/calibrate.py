@@ -155,7 +155,7 @@ def constants(setup: Setup, seen: Measured, when: str) -> dict[str, Constant]:
 def _times(setup: Setup, seen: Measured, when: str, rng: np.random.Generator) -> dict[str, Constant]:
     instances = int(setup.service.instances.value)
     working = [s for s in seen.stretches if s.users > instances]
-    lone = [s for s in seen.stretches if s.users == 1]
+    lone = [s for s in seen.stretches if s.users == 1 and len(s.latency_s_N)]
     gap_alpha_s, gap_beta_s = fit.between(working, instances)
     alpha, beta = fit.bootstrap(fit.affine, seen.stretches, rng)
     gpu_alpha, gpu_beta = fit.bootstrap(

@@ -7,13 +7,13 @@ processor) widens them; requests of one stretch are not independent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpusched.core.errors import GateError
-from gpusched.job.measure import Stretch
+from gpusched.job.measure import Floats, Stretch
 
 DRAWS = 1000
 LEVEL = 0.95
@@ -34,19 +34,23 @@ class Estimate:
 
 
 def bootstrap(
-    of: Callable[[Sequence[Stretch]], NDArray[np.float64]],
+    of: Callable[[Sequence[Stretch]], Floats],
     stretches: Sequence[Stretch],
     rng: np.random.Generator,
 ) -> list[Estimate]:
-    """Return each component of a statistic of the stretches, drawn again with replacement within each level."""
+    """Return each component of a statistic of the stretches, drawn again with replacement within each level.
+
+    A draw that lacks what the statistic needs (GateError) is left out.
+    """
     levels = sorted({s.users for s in stretches})
     groups = [[s for s in stretches if s.users == level] for level in levels]
 
-    def again() -> list[Stretch]:
-        return [group[i] for group in groups for i in rng.integers(0, len(group), len(group))]
-
     values = np.atleast_1d(of(stretches))
-    drawn = np.array([np.atleast_1d(of(again())) for _ in range(DRAWS)])
+    drawn = []
+    for _ in range(DRAWS):
+        again = [group[i] for group in groups for i in rng.integers(0, len(group), len(group))]
+        with suppress(GateError):
+            drawn.append(np.atleast_1d(of(again)))
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return [
         Estimate(value=float(v), low=float(a), high=float(b), n=len(stretches))
@@ -54,7 +58,7 @@ def bootstrap(
     ]
 
 
-def affine(stretches: Sequence[Stretch]) -> NDArray[np.float64]:
+def affine(stretches: Sequence[Stretch]) -> Floats:
     """Return alpha and beta of a batch's time in an instance, alpha + beta·b, least squares over executions."""
     totals: dict[int, list[float]] = {}
     for one in stretches:
@@ -69,13 +73,20 @@ def affine(stretches: Sequence[Stretch]) -> NDArray[np.float64]:
         )
     sizes = np.array(list(totals), dtype=float)
     counts, held_s = np.array(list(totals.values())).T
-    beta, alpha = np.polyfit(sizes, held_s / counts, 1, w=np.sqrt(counts))
-    if alpha < 0.0:  # a time cannot be negative: through the origin instead
-        alpha, beta = 0.0, float((held_s * sizes).sum() / (counts * sizes**2).sum())
-    return np.array([alpha, max(float(beta), 0.0)])
+    return line(sizes, held_s / counts, counts)
 
 
-def between(stretches: Sequence[Stretch], instances: int) -> NDArray[np.float64]:
+def line(size_N: Floats, time_s_N: Floats, weight_N: Floats) -> Floats:
+    """Return alpha and beta of alpha + beta·size, weighted least squares with neither below 0, as no time is."""
+    beta, alpha = np.polyfit(size_N, time_s_N, 1, w=np.sqrt(weight_N))
+    if beta < 0.0:
+        alpha, beta = np.average(time_s_N, weights=weight_N), 0.0
+    elif alpha < 0.0:
+        alpha, beta = 0.0, (weight_N * size_N * time_s_N).sum() / (weight_N * size_N**2).sum()
+    return np.array([alpha, beta])
+
+
+def between(stretches: Sequence[Stretch], instances: int) -> Floats:
     """Return alpha and beta of the time between two batches of an instance that always has work, alpha + beta·b.
 
     It is what Triton's own times leave out; a large batch brings more answers to send and requests to take in. Of one size
@@ -99,7 +110,7 @@ def between(stretches: Sequence[Stretch], instances: int) -> NDArray[np.float64]
     return np.array([mean_s - beta * middle, beta])
 
 
-def client(stretches: Sequence[Stretch], held_s: float) -> NDArray[np.float64]:
+def client(stretches: Sequence[Stretch], held_s: float) -> Floats:
     """Return client_s, client_tail_median_s and client_tail_sigma of a lone user.
 
     `held_s` is what the profile says a batch of one takes. The constants reproduce the lone user's p50, p95 and p99
@@ -134,7 +145,7 @@ def mean(values: Sequence[float], rng: np.random.Generator) -> Estimate:
     return Estimate(value=float(array.mean()), low=float(low), high=float(high), n=len(array))
 
 
-def gpu_line(stretches: Sequence[Stretch], gpus: int) -> NDArray[np.float64]:
+def gpu_line(stretches: Sequence[Stretch], gpus: int) -> Floats:
     """Return alpha and beta of a batch's GPU time, from how long the GPU was busy; zeros where none was seen."""
     points = []
     for one in stretches:
@@ -145,5 +156,4 @@ def gpu_line(stretches: Sequence[Stretch], gpus: int) -> NDArray[np.float64]:
     if len(points) < 2:
         return np.zeros(2)
     size, busy_s, weight = np.array(points).T
-    beta, alpha = np.polyfit(size, busy_s, 1, w=np.sqrt(weight))
-    return np.maximum([alpha, beta], 0.0)
+    return line(size, busy_s, weight)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,7 +45,14 @@ class Stats:
     queue_s: float
 
     def since(self, before: Stats) -> Stats:
-        """Return what has been added."""
+        """Return what has been added; ClusterError where a count has fallen."""
+        counts = [(self.served, before.served)]
+        counts += [(self.executions.get(b, 0), n) for b, n in before.executions.items()]
+        if any(now < then for now, then in counts):
+            raise ClusterError(
+                "Triton's counts have fallen during the measurement: the server restarted, or loaded the model anew. "
+                "See its log for the reason, and measure again."
+            )
         return Stats(
             executions={b: n - before.executions.get(b, 0) for b, n in self.executions.items()},
             held_s={b: t - before.held_s.get(b, 0.0) for b, t in self.held_s.items()},
@@ -72,22 +80,33 @@ class Stretch:
 
 
 def ask(endpoint: Endpoint) -> Stats:
-    """Ask the replica behind the endpoint; it has to be the only one."""
-    page = _get(f"http://{endpoint.urls[0]}/v2/models/{endpoint.model}/stats")
-    own = page["model_stats"][0]
-    batches = {int(one["batch_size"]): one for one in own["batch_stats"]}
-    inference = own["inference_stats"]
+    """Ask the replica behind the endpoint; it has to be the only one. Versions of the model add up."""
+    url = f"http://{endpoint.urls[0]}/v2/models/{endpoint.model}/stats"
+    page = _get(url)
+    try:
+        return _stats(page["model_stats"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise ClusterError(
+            f"{url}: the answer is not Triton's statistics of a model ({type(error).__name__}: {error}). "
+            "Does Triton answer there, with the model loaded?"
+        ) from None
+
+
+def _stats(versions: Sequence[Any]) -> Stats:
+    """Return the sum over the versions (server, docs/protocol/extension_statistics.md)."""
+    if not versions:
+        raise LookupError("no version of the model")
+    executions, held_ns = Counter[int](), Counter[int]()
+    for one in (batch for version in versions for batch in version["batch_stats"]):
+        executions[int(one["batch_size"])] += int(one["compute_infer"]["count"])
+        held_ns[int(one["batch_size"])] += sum(int(one[phase]["ns"]) for phase in PHASES)
+    totals = [version["inference_stats"] for version in versions]
     return Stats(
-        executions={b: int(one["compute_infer"]["count"]) for b, one in batches.items()},
-        held_s={b: 1e-9 * sum(int(one[phase]["ns"]) for phase in PHASES) for b, one in batches.items()},
-        served=int(inference["success"]["count"]),
-        queue_s=1e-9 * int(inference["queue"]["ns"]),
+        executions=dict(executions),
+        held_s={b: 1e-9 * ns for b, ns in held_ns.items()},
+        served=sum(int(total["success"]["count"]) for total in totals),
+        queue_s=1e-9 * sum(int(total["queue"]["ns"]) for total in totals),
     )
-
-
-def version(endpoint: Endpoint) -> str:
-    """Return name and version of the server behind the endpoint."""
-    return f"Triton {_get(f'http://{endpoint.urls[0]}/v2')['version']}"
 
 
 def _get(url: str) -> Any:

@@ -178,7 +178,7 @@ class Book:
             "instances_E": _or(state.instances, self.service.instances.value),
             "gpu_share_E": _or(state.gpu_share, 1.0),
             "age_s_E": self.age_s(now_s),
-            "gpu_age_s_E": now_s - (self.telemetry.gpu_scraped_s - self.ledger.t0_s),
+            "gpu_age_s_E": max(now_s - (self.telemetry.gpu_scraped_s - self.ledger.t0_s), 0.0),
         }
         return Observation(**{name: np.array([values[name]], dtype=float) for name in Observation.columns()})
 
@@ -226,6 +226,7 @@ class Book:
             failed_E=one(done.failed),
             slow_E=one(done.slow),
             latency_p95_s_E=np.nan_to_num(one(done.p95_s)),
+            overdue_E=one(self.ledger.overdue(end_s)),
             replicas_max=self.limits.max_replicas,
             cpu_cores_max=self.limits.max_replicas * max(self.limits.cpu_cores),
             slo_s=self.slo_s,

@@ -46,6 +46,8 @@ class LiveCluster(Cluster):
     """
 
     real: ClassVar[bool] = True
+    COUNTED_S: ClassVar[float] = 45.0
+    """Longest wait for Prometheus to know new replicas: 5 s until they are targets, cAdvisor's 20 s, two scrapes."""
 
     @dataclass(kw_only=True)
     class Config:
@@ -243,7 +245,7 @@ class LiveCluster(Cluster):
             timeout_s=self._patience_s,
         )
         load.start()
-        telemetry.sample(self._patience_s)  # what has been counted so far is not this trial's
+        self._meet(telemetry)
         self.t0_s = time.monotonic() + START_S
         self.now_s = self.interval_s = self.lost_s = 0.0
         self.ticks = 0
@@ -262,6 +264,21 @@ class LiveCluster(Cluster):
             loaded=bool(load),
         )
         self._wait(0.0)
+
+    def _meet(self, telemetry: Telemetry) -> None:
+        """Ask until the counters of all start replicas are known: what they show so far is not this trial's."""
+        wanted, until_s = self.trial.start_replicas, time.monotonic() + self.COUNTED_S
+        telemetry.sample(self._patience_s)
+        while telemetry.replicas < wanted and time.monotonic() < until_s:
+            time.sleep(0.5 * self.config.scrape_s)
+            self.state()  # which also renews what tells others that the cluster is held
+            telemetry.sample(self._patience_s)
+        if telemetry.replicas < wanted:
+            log.warning(
+                "Prometheus has the counters of %d of %d replicas after %g s: those it meets later count from their start. "
+                "Let it scrape every replica and the kubelet.", telemetry.replicas, wanted, self.COUNTED_S
+            )  # fmt: skip
+        telemetry.growth.begin()
 
     @property
     def _patience_s(self) -> float:

@@ -84,6 +84,13 @@ class Ledger:
         ended = np.count_nonzero(done["time_s"] + done["span_s"] <= t_s)
         return int(np.count_nonzero(self.kept[SENT].rows["time_s"] <= t_s) - ended)
 
+    def overdue(self, t_s: float) -> int:
+        """Return the requests sent and not answered at a time, and later than the SLO already."""
+        sent, done = (
+            rows[t_s - rows["time_s"] > self.slo_s] for rows in (self.kept[SENT].rows, self.kept[DONE].rows)
+        )
+        return len(sent) - int(np.count_nonzero(done["time_s"] + done["span_s"] <= t_s))
+
     def log(self, end_s: float) -> RequestLog:
         """Return the request log as of `end_s`: in order of completion, then the open ones with their age."""
         done, sent = self.kept[DONE].rows, self.kept[SENT].rows
@@ -105,10 +112,10 @@ class Ledger:
 
     @property
     def real_share(self) -> float:
-        """Share of the answers that were real inferences, NaN without an answer."""
+        """Share of the answers that were real inferences; 0 where all requests failed, NaN where none has ended."""
         answer_N = self.kept[DONE].rows["answer"]
-        answered = np.count_nonzero(answer_N != NO_ANSWER)
-        return float(np.count_nonzero(answer_N == REAL) / answered) if answered else math.nan
+        answered, real = np.count_nonzero(answer_N != NO_ANSWER), np.count_nonzero(answer_N == REAL)
+        return float(real / answered) if answered else (0.0 if len(answer_N) else math.nan)
 
     @property
     def cpu_share(self) -> float:

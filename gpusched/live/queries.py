@@ -17,14 +17,14 @@ SELECTORS = ("model", "namespace", "pods", "node")
 model      Triton's model name, matched exactly
 namespace  the pods' namespace, matched exactly; "" = series without that label
 pods       regular expression of the replicas' `pod` label
-node       regular expression of DCGM's `Hostname`; "" = any
+node       regular expression of the nodes DCGM tells of; "" = any
 """
 
 _TRITON = '{model="$model",namespace="$namespace",pod=~"$pods"}'
 _PODS = '{namespace="$namespace",pod=~"$pods"}'
 _CONTAINERS = '{namespace="$namespace",pod=~"$pods",container!="",container!="POD"}'
-# Before gpu-operator 24 dcgm-exporter called itself after its pod, not its node.
-_GPU = '{Hostname=~"$node|nvidia-dcgm-exporter-.*"}'
+# One GPU, or one instance of it under MIG (dcgm-exporter #544); `uuid` is the label of --use-old-namespace.
+_DEVICE = "max by (UUID, uuid, GPU_I_ID)"
 
 _ANSWERED = f"sum(rate(nv_inference_request_success{_TRITON}[$window]))"
 _FAILED = f"(sum(rate(nv_inference_request_failure{_TRITON}[$window])) or vector(0))"
@@ -33,6 +33,32 @@ _FAILED = f"(sum(rate(nv_inference_request_failure{_TRITON}[$window])) or vector
 def _rate(metric: str) -> str:
     return f"sum(rate({metric}{_TRITON}[$window]))"
 
+
+def _dcgm(reading: tuple[str, str], of: str = "{}") -> str:
+    """Return the GPUs' series of a metric with its further matchers, `of` around each selector: timestamp() needs a bare one.
+
+    The node's label is `hostname` since dcgm-exporter #655 (2026-05), `Hostname` before; without NODE_NAME it holds the exporter's
+    pod instead (#78, #129).
+    """
+    (metric, more), node = reading, '=~"$node|.*dcgm-exporter-.*"'
+    return " or ".join(of.format(f"{metric}{{{label}{node}{more}}}") for label in ("Hostname", "hostname"))
+
+
+# MIG instances have no such reading (#105, #430), or one that is always 0 (#216): the share of time their engine works.
+_BUSY, _BUSY_MIG, _HELD = (
+    ("DCGM_FI_DEV_GPU_UTIL", ',GPU_I_ID=""'),
+    ("DCGM_FI_PROF_GR_ENGINE_ACTIVE", ""),
+    ("DCGM_FI_DEV_FB_USED", ""),
+)
+
+
+def _containers(reading: str) -> str:
+    """Return one series per container: the kubelet's /metrics/resource repeats what its cAdvisor tells."""
+    return f"max by (namespace, pod, container) ({reading})"
+
+
+_CORES = _containers(f"rate(container_cpu_usage_seconds_total{_CONTAINERS}[$cpu_window])")
+_MEMORY = _containers(f"container_memory_working_set_bytes{_CONTAINERS}")
 
 OBSERVED = {
     "rate_rps": _ANSWERED,
@@ -46,12 +72,12 @@ OBSERVED = {
     "in_flight": f"sum(nv_inference_pending_request_count{_TRITON}) + 1e-6 * ("
     + " + ".join(_rate(f"nv_inference_compute_{phase}_duration_us") for phase in ("input", "infer", "output"))
     + ")",
-    "cpu_cores": f"sum(rate(container_cpu_usage_seconds_total{_CONTAINERS}[$cpu_window]))",
-    "memory_bytes": f"sum(container_memory_working_set_bytes{_CONTAINERS})",
+    "cpu_cores": f"sum({_CORES})",
+    "memory_bytes": f"sum({_MEMORY})",
     # dcgm-exporter repeats a shared device for each pod on it. Triton itself knows the device where there is no DCGM.
-    "gpu_utilization": f"avg(max by (UUID) (DCGM_FI_DEV_GPU_UTIL{_GPU})) / 100"
+    "gpu_utilization": f"avg({_DEVICE} ({_dcgm(_BUSY)})) / 100 or avg({_DEVICE} ({_dcgm(_BUSY_MIG)}))"
     f" or avg(max by (gpu_uuid) (nv_gpu_utilization{_PODS}))",
-    "vram_bytes": f"sum(max by (UUID) (DCGM_FI_DEV_FB_USED{_GPU})) * 1048576"
+    "vram_bytes": f"sum({_DEVICE} ({_dcgm(_HELD)})) * 1048576"
     f" or sum(max by (gpu_uuid) (nv_gpu_memory_used_bytes{_PODS}))",
     "replicas_ready": f'sum(kube_pod_status_ready{_PODS[:-1]},condition="true"}})',
 }
@@ -65,25 +91,26 @@ NODE = {
 
 SCRAPED = {
     "scraped_s": f"max(timestamp(nv_inference_request_success{_TRITON}))",
-    "gpu_scraped_s": f"max(timestamp(DCGM_FI_DEV_GPU_UTIL{_GPU})) or max(timestamp(nv_gpu_utilization{_PODS}))",
+    "gpu_scraped_s": " or ".join(
+        [f"max({_dcgm(reading, of='timestamp({})')})" for reading in (_BUSY, _BUSY_MIG, _HELD)]
+        + [f"max(timestamp(nv_gpu_utilization{_PODS}))"]
+    ),
 }
 """Time of the newest sample by Prometheus' clock. dcgm-exporter says nothing of when it looked at the device."""
 
 COUNTED = {
     "queue_sum_s": f"1e-6 * sum by (pod) (nv_inference_queue_duration_us{_TRITON})",
     "batches": f"sum by (pod) (nv_inference_exec_count{_TRITON})",
-    "cpu_s": f"sum by (pod) (container_cpu_usage_seconds_total{_CONTAINERS})",
+    "cpu_s": f"sum by (pod) ({_containers(f'container_cpu_usage_seconds_total{_CONTAINERS}')})",
 }
 """Counters of each replica, whose growth fills the tick log: sums over a trial stay exact, whatever a rate's window."""
 
 BY_POD = {
-    "cpu_cores": f"sum by (pod) (rate(container_cpu_usage_seconds_total{_CONTAINERS}[$cpu_window]))",
-    "memory_bytes": f"sum by (pod) (container_memory_working_set_bytes{_CONTAINERS})",
+    "cpu_cores": f"sum by (pod) ({_CORES})",
+    "memory_bytes": f"sum by (pod) ({_MEMORY})",
     "rate_rps": f"sum by (pod) (rate(nv_inference_request_success{_TRITON}[$window]))",
     "queue_s": f"1e-6 * sum by (pod) (rate(nv_inference_queue_duration_us{_TRITON}[$window]))"
     f" / sum by (pod) (rate(nv_inference_request_success{_TRITON}[$window]))",
-    "gpu_utilization": f"max by (pod) (DCGM_FI_DEV_GPU_UTIL{_GPU}) / 100",
-    "vram_bytes": f"max by (pod) (DCGM_FI_DEV_FB_USED{_GPU}) * 1048576",
 }
 """Readings of each replica."""
 OF_THE_DEVICE = ("gpu_utilization", "vram_bytes")
@@ -98,19 +125,17 @@ def render(template: str, selectors: Mapping[str, str], window_s: float, cpu_win
     return Template(template).substitute(names, window=_range(window_s), cpu_window=_range(cpu_window_s))
 
 
-def by_pod(field: str, gpu_shared: bool) -> str:
+def by_pod(field: str) -> str:
     """Return the template of one reading per replica.
 
-    Raises InputError for a GPU reading where replicas share a GPU: DCGM measures the device and would show every pod
-    on it the same number, or name an arbitrary one (dcgm-exporter, transformation/kubernetes.go).
+    Raises InputError for a GPU reading: DCGM measures the device. Of pods that share one it shows every one the same
+    number or names an arbitrary one (dcgm-exporter, transformation/kubernetes.go), and without honorLabels `pod` is
+    the exporter's own.
     """
+    if field in OF_THE_DEVICE:
+        raise InputError(f"{field} by pod: DCGM measures the device, not a pod. Read it per device.")
     if field not in BY_POD:
         raise refuse("field", field, f"must be one of {', '.join(BY_POD)}")
-    if gpu_shared and field in OF_THE_DEVICE:
-        raise InputError(
-            f"{field} by pod: replicas share the GPU, and DCGM measures the device, so every pod would show the same "
-            "number. Read it per device."
-        )
     return BY_POD[field]
 
 

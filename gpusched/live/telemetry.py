@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,18 +42,24 @@ class Growth:
     """What counters of replicas that come, restart and go have grown by since they were first read.
 
     A replica seen later has counted from 0 while we watched, so all of it counts; one that restarted counts from 0.
+    What is not a finite number is no reading.
     """
 
     last: dict[tuple[str, str], float] = field(default_factory=dict)
     total: dict[str, float] = field(default_factory=dict)
 
     def add(self, counters: Mapping[tuple[str, str], float]) -> None:
-        first = {name for name, _ in counters} - set(self.total)
-        for key, value in counters.items():
+        read = {key: value for key, value in counters.items() if math.isfinite(value)}
+        first = {name for name, _ in read} - set(self.total)
+        for key, value in read.items():
             name = key[0]
             before = value if name in first else self.last.get(key, 0.0)
             self.total[name] = self.total.get(name, 0.0) + (value - before if value >= before else value)
             self.last[key] = value
+
+    def begin(self) -> None:
+        """Count from the last reading on."""
+        self.total = dict.fromkeys(self.total, 0.0)
 
     def of(self, name: str) -> float:
         """Return the growth of all replicas' counters together, NaN before the first reading."""
@@ -82,6 +89,8 @@ class Telemetry:
         self.query = self._render(queries.combined(every))
         self.levels = dict.fromkeys(LEVELS, math.nan)
         self.growth = Growth()
+        self.replicas = 0
+        """Replicas in the last answer of which it had every counter that it had of any."""
         self.stamps = dict.fromkeys(queries.SCRAPED, (-math.inf, -math.inf))
         self.problem = ""
         self.answered = False
@@ -147,13 +156,18 @@ class Telemetry:
         if self._is_new(fresh, "scraped_s"):
             self.levels.update({name: value for name, value in fresh.levels.items() if name not in gpu})
             self.growth.add(fresh.counters)
+            known = Counter(name for (name, _), value in fresh.counters.items() if math.isfinite(value))
+            self.replicas = min(known.values(), default=0)
         if self._is_new(fresh, "gpu_scraped_s"):
             self.levels.update(gpu)
 
     def _is_new(self, fresh: Round, name: str) -> bool:
-        """Take the time of a sample other than the last; a rate of old samples would only shrink with time."""
+        """Take the time of a sample newer than the last; a rate of old samples would only shrink with time.
+
+        An older one comes of a second Prometheus behind the same Service: its counters would look like restarts.
+        """
         stamp = fresh.stamps.get(name)
-        if stamp is None or stamp[0] == self.stamps[name][0]:
+        if stamp is None or not stamp[0] > self.stamps[name][0]:
             return False
         self.stamps[name] = stamp
         return True
@@ -166,9 +180,9 @@ class Telemetry:
             log.info("metrics of %s are back", self.url)
         self.problem = problem
 
-    def by_pod(self, name: str, gpu_shared: bool) -> dict[str, float]:
-        """Return one reading per replica, asked now; InputError for a GPU reading of a shared GPU."""
-        query = self._render(queries.by_pod(name, gpu_shared))
+    def by_pod(self, name: str) -> dict[str, float]:
+        """Return one reading per replica, asked now; InputError for a GPU reading."""
+        query = self._render(queries.by_pod(name))
         try:
             series = self.prometheus.custom_query(query)
             return {one["metric"].get("pod", ""): _finite(one["value"][1]) for one in series}

@@ -30,6 +30,7 @@ class LiveDouble(LiveCluster):
     """Replicas are ready `START_S` after they were asked for. `log` tells what was called, in order."""
 
     START_S = 0.1
+    COUNTED_S = 0.3
 
     @dataclass(kw_only=True)
     class Config(LiveCluster.Config):

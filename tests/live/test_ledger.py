@@ -59,6 +59,19 @@ def test_requests_in_flight(tmp_path: Path) -> None:
     assert [one.in_flight(t_s) for t_s in (0.5, 1.05, 1.15, 1.5, 2.05, 3.0)] == [0, 2, 2, 0, 1, 1]
 
 
+def test_overdue_is_what_is_open_and_later_than_the_slo(tmp_path: Path) -> None:
+    """Twenty sent at 1 s, one of them answered after 0.1 s, the others after 5 s: no answer yet at 5 s."""
+    writer = Writer(tmp_path / "r", 0)
+    for n in range(20):
+        writer.sent(n, T0_S + 1.0, 0.0)
+        writer.done(n, T0_S + 1.0, 5.0 if n else 0.1, OK, REAL)
+    writer.sent(20, T0_S + 4.9, 0.0)
+    one = Ledger(T0_S, slo_s=0.25)
+    one.add(Tail(tmp_path / "r").read())
+    # At 1.25 s they are as late as they may be, as in the simulator.
+    assert [one.overdue(t_s) for t_s in (1.1, 1.25, 1.26, 5.0, 7.0)] == [0, 0, 19, 19, 1]
+
+
 def test_the_log_is_as_of_its_end(tmp_path: Path) -> None:
     log = ledger(tmp_path / "r").log(3.0)
     assert log.status_N.tolist() == [OK, OK, FAILED, FAILED, UNFINISHED]
@@ -75,6 +88,11 @@ def test_the_audit(tmp_path: Path) -> None:
     assert one.real_share == pytest.approx(2 / 3), "a request without an answer is not among them"
     assert one.lag_p99_s == pytest.approx(np.quantile([0.001, 0.002, 0.003, 0.004, 0.1], 0.99), rel=1e-6)
     assert math.isnan(one.cpu_share)
+    failed = Writer(tmp_path / "s", 0)
+    failed.done(1, T0_S + 1.0, 0.1, FAILED, NO_ANSWER)
+    nothing = Ledger(T0_S, 1.0)
+    nothing.add(Tail(tmp_path / "s").read())
+    assert nothing.real_share == 0.0, "every request ended without an answer"
     empty = Ledger(0.0, 1.0)
     assert math.isnan(empty.real_share)
     assert math.isnan(empty.lag_p99_s)

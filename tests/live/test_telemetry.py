@@ -12,7 +12,7 @@ from prometheus_double import SCRAPE_S, RealPrometheus, StubPrometheus, exporter
 
 from gpusched.core.errors import ClusterError, InputError
 from gpusched.live import queries
-from gpusched.live.telemetry import LEVELS, Growth, Telemetry
+from gpusched.live.telemetry import LEVELS, Growth, Round, Telemetry
 
 pytestmark = [pytest.mark.slow, pytest.mark.wall]
 
@@ -194,20 +194,19 @@ def test_readings_by_pod(prometheus: RealPrometheus) -> None:
     ):
         prometheus.wait_for('nv_inference_request_success{pod="each-2"} offset 2s')
         one = telemetry(prometheus.url, "each-.*")
-        cores = one.by_pod("cpu_cores", gpu_shared=True)
+        cores = one.by_pod("cpu_cores")
     assert cores == {"each-1": pytest.approx(0.6, rel=0.05), "each-2": pytest.approx(0.2, rel=0.05)}
 
 
 @pytest.mark.parametrize("field", queries.OF_THE_DEVICE)
-def test_readings_of_a_shared_gpu_by_pod_are_refused(field: str) -> None:
-    with pytest.raises(InputError, match="replicas share the GPU"):
-        queries.by_pod(field, gpu_shared=True)
-    assert "by (pod)" in queries.by_pod(field, gpu_shared=False)
+def test_gpu_readings_by_pod_are_refused(field: str) -> None:
+    with pytest.raises(InputError, match="DCGM measures the device"):
+        queries.by_pod(field)
 
 
 def test_an_unknown_reading_is_refused() -> None:
     with pytest.raises(InputError, match="must be one of cpu_cores"):
-        queries.by_pod("colour", gpu_shared=False)
+        queries.by_pod("colour")
 
 
 # --- a Prometheus that misbehaves ---
@@ -307,7 +306,21 @@ def test_no_prometheus_at_all() -> None:
     one.sample(1.0)
     assert "refused" in one.problem
     with pytest.raises(ClusterError, match="did not answer"):
-        one.by_pod("cpu_cores", gpu_shared=True)
+        one.by_pod("cpu_cores")
+
+
+def test_an_older_answer_is_neither_news_nor_a_restart() -> None:
+    """Two Prometheus servers behind one Service answer by turns."""
+    one = telemetry("http://127.0.0.1:9", "p")
+    for scraped_s, batches in ((100.0, 1000.0), (99.0, 998.0), (101.0, 1003.0)):
+        levels = dict.fromkeys(LEVELS, scraped_s)
+        one._take(
+            Round(
+                levels=levels, counters={("batches", "p1"): batches}, stamps={"scraped_s": (scraped_s, 0.0)}
+            )
+        )
+    assert one.growth.of("batches") == 3.0
+    assert one.levels["rate_rps"] == 101.0
 
 
 # --- growth, queries ---
@@ -324,6 +337,24 @@ def test_growth_counts_new_and_restarted_replicas_in_full() -> None:
     assert growth.of("n") == 17.0
     growth.add({("n", "a"): 3.0, ("n", "b"): 7.0})  # a is back, from 0
     assert growth.of("n") == 20.0
+
+
+def test_growth_leaves_out_what_is_no_number() -> None:
+    growth = Growth()
+    growth.add({("n", "a"): 100.0})
+    growth.add({("n", "a"): math.nan, ("n", "b"): 5.0})
+    growth.add({("n", "a"): 110.0, ("n", "b"): math.inf})
+    assert growth.of("n") == 15.0
+
+
+def test_growth_begins_anew_from_the_last_reading() -> None:
+    growth = Growth()
+    growth.add({("n", "a"): 100.0})
+    growth.add({("n", "a"): 110.0, ("n", "b"): 5e5})
+    growth.begin()
+    assert growth.of("n") == 0.0
+    growth.add({("n", "a"): 112.0, ("n", "b"): 5e5 + 1})
+    assert growth.of("n") == 3.0
 
 
 def test_names_are_quoted_and_needed() -> None:

@@ -37,12 +37,15 @@ class TritonDouble(ThreadingHTTPServer):
         return f"127.0.0.1:{self.server_address[1]}"
 
     def metrics(self) -> str:
-        """What Triton would export: two requests to a batch, a quarter of the time in the queue."""
-        n, labels = self.answered, f'{{model="m",version="1",pod="{self.pod}"}}'
+        """What Triton would export: two requests to a batch, a quarter of the time in the queue; and an idle replica."""
+        return self._page(self.pod, self.answered, self.failed) + self._page(f"{self.pod[:-1]}z", 0, 0)
+
+    def _page(self, pod: str, n: int, failed: int) -> str:
+        labels = f'{{model="m",version="1",pod="{pod}"}}'
         us = 1e6 * self.latency_s * n
         values = {
             "nv_inference_request_success": n,
-            "nv_inference_request_failure": self.failed,
+            "nv_inference_request_failure": failed,
             "nv_inference_count": n,
             "nv_inference_exec_count": n / 2,
             "nv_inference_request_duration_us": us,

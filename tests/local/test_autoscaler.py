@@ -14,6 +14,7 @@ from gpusched.cluster.local.replica import Life
 from gpusched.core.controls import HPADirection, HPASpec
 
 REQUEST = 0.5
+PHASES = {"input": 1, "infer": 6, "output": 1}
 CLOCKS = Clocks(scrape_s=1.0, window_s=10.0, advisor_s=10.0, metrics_server_s=15.0, hpa_sync_s=15.0)
 
 
@@ -50,6 +51,11 @@ def live(
         before, wanted = wanted, autoscaler.sync(now_s, pods, wanted)
         changes += [now_s] if wanted != before else []
     return wanted, changes
+
+
+def text(values: dict[str, float], version: str = "1") -> bytes:
+    """Return a metrics page of Triton."""
+    return "".join(f'{k}{{model="m",version="{version}"}} {v}\n' for k, v in values.items()).encode()
 
 
 def made(spec: HPASpec, clocks: Clocks = CLOCKS) -> Autoscaler:
@@ -100,11 +106,35 @@ def test_without_an_hpa_nothing_is_changed_and_a_new_one_knows_no_past() -> None
 
 
 def test_it_scales_on_the_requests_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = 'nv_inference_pending_request_count{model="m",version="1"} 12\n' + "".join(
-        f'{name}{{model="m",version="1"}} 0\n'
-        for name in ("nv_inference_queue_duration_us", "nv_inference_request_success")
-    )
-    monkeypatch.setattr("gpusched.cluster.local.autoscaler.get", lambda *_: (200, page.encode()))
+    names = ("nv_inference_queue_duration_us", "nv_inference_request_success")
+    page = text(dict.fromkeys(names, 0.0) | {"nv_inference_pending_request_count": 12.0})
+    monkeypatch.setattr("gpusched.cluster.local.autoscaler.get", lambda *_: (200, page))
+    busy = Busy(0.0)
+    spec = HPASpec(metric="in_flight", target=8.0, max_replicas=6)
+    assert live(made(spec), [pod(1, busy), pod(2, busy)], busy, 20.0)[0] == 3  # ceil(24 / 8)
+
+
+def test_requests_that_execute_are_in_flight_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight seconds of execution per second are eight requests; nobody waits."""
+    busy = Busy(0.0)
+
+    def page(*_: Any) -> tuple[int, bytes]:
+        us = 1e6 * busy.now_s
+        values = {f"nv_inference_compute_{k}_duration_us": n * us for k, n in PHASES.items()}
+        values |= {"nv_inference_queue_duration_us": 0.0, "nv_inference_pending_request_count": 0.0}
+        return 200, text(values)
+
+    monkeypatch.setattr("gpusched.cluster.local.autoscaler.get", page)
+    pods = [pod(1, busy), pod(2, busy)]
+    assert live(made(HPASpec(metric="in_flight", target=4.0, max_replicas=6)), pods, busy, 20.0)[0] == 4
+    assert live(made(HPASpec(metric="in_flight", target=2.0, max_replicas=6)), pods, busy, 20.0)[0] == 6
+
+
+def test_versions_of_the_model_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("nv_inference_queue_duration_us", "nv_inference_request_success")
+    first = dict.fromkeys(names, 0.0) | {"nv_inference_pending_request_count": 12.0}
+    page = text(first, "1") + text(dict.fromkeys(first, 0.0), "2")
+    monkeypatch.setattr("gpusched.cluster.local.autoscaler.get", lambda *_: (200, page))
     busy = Busy(0.0)
     spec = HPASpec(metric="in_flight", target=8.0, max_replicas=6)
     assert live(made(spec), [pod(1, busy), pod(2, busy)], busy, 20.0)[0] == 3  # ceil(24 / 8)
@@ -117,7 +147,7 @@ def test_it_scales_on_the_mean_time_in_the_queue(monkeypatch: pytest.MonkeyPatch
     def page(*_: Any) -> tuple[int, bytes]:
         done = 100 * busy.now_s
         values = {"nv_inference_request_success": done, "nv_inference_queue_duration_us": 40e3 * done}
-        return 200, "".join(f'{k}{{model="m",version="1"}} {v}\n' for k, v in values.items()).encode()
+        return 200, text(values)
 
     monkeypatch.setattr("gpusched.cluster.local.autoscaler.get", page)
     spec = HPASpec(metric="queue", target=20.0, max_replicas=6)

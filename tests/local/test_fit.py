@@ -132,6 +132,49 @@ def test_a_negative_fixed_part_becomes_a_line_through_the_origin() -> None:
     assert beta > 0.0
 
 
+def of_sizes(busy_s_B: dict[int, float]) -> list[Stretch]:
+    """Return one stretch per batch size, a hundred batches of so much GPU time each."""
+    return [
+        Stretch(users=b, span_s=10.0, latency_s_N=np.zeros(1), failed=0,
+                stats=Stats(executions={b: 100}, held_s={b: 100 * s}, served=100 * b, queue_s=0.0), cpu_s=1.0,
+                memory_bytes=1e8, gpu_busy=10 * s)
+        for b, s in busy_s_B.items()
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("busy_s_B", "alpha", "beta"),
+    [
+        ({1: 0.001, 4: 0.030, 8: 0.090}, 0.0, 0.841 / 81),  # through the origin
+        ({1: 0.030, 4: 0.028, 8: 0.026}, 0.028, 0.0),  # the mean
+    ],
+)
+def test_a_line_with_a_part_below_zero_is_fitted_again_without_it(
+    busy_s_B: dict[int, float], alpha: float, beta: float
+) -> None:
+    seen = of_sizes(busy_s_B)
+    assert fit.gpu_line(seen, 1) == pytest.approx([alpha, beta], rel=1e-9)
+    assert fit.affine(seen) == pytest.approx([alpha, beta], rel=1e-9)
+
+
+def test_draws_without_a_second_batch_size_are_left_out() -> None:
+    """Two stretches of two users, only one of which saw a batch of two: a quarter of the draws lacks it."""
+    lone, pair = of_sizes({1: 0.010, 2: 0.012})
+    seen = [lone, replace(lone, users=2), pair]
+    alpha, beta = fit.bootstrap(fit.affine, seen, np.random.default_rng(0))
+    assert (alpha.value, beta.value) == pytest.approx((0.008, 0.002))
+    assert (beta.low, beta.high) == pytest.approx((0.002, 0.002))
+
+
+def test_a_lone_users_stretch_without_an_answer_is_left_out() -> None:
+    _, built = make("job=calibrate", "job.name=mine")
+    seen = measured()
+    empty = replace(seen[0], latency_s_N=np.zeros(0))
+    stretches = [s for s in seen if s.users > 1] + [empty, seen[1]]
+    found = constants(built, Measured(stretches=stretches, starts_s=[1.0, 1.2], server=""), "today")
+    assert "n = 1" in found["client_s"].source
+
+
 def test_gpu_time_is_taken_from_the_devices_busy_time() -> None:
     def busy(one: Stretch) -> Stretch:
         n = sum(one.stats.executions.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 from objects import ROOT, built, one
+from promtool import evaluate, needs_promtool
 
 from gpusched.live.queries import OBSERVED, render
-
-PROMTOOL = shutil.which("promtool")
-needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool here (Debian package prometheus)")
-
-STEP_S = 5
 
 
 def series(
@@ -55,26 +50,6 @@ QUEUE_S = 1e-6 * QUEUE_US
 IN_FLIGHT = {"triton-a": 2.5, "triton-b": 0.25}
 
 
-def evaluate(query: str, expected: list[dict[str, object]], folder: Path) -> None:
-    """Let Prometheus evaluate a query after two minutes; fails unless it answers as expected."""
-    test = {
-        "evaluation_interval": f"{STEP_S}s",
-        "tests": [
-            {
-                "interval": f"{STEP_S}s",
-                "input_series": INPUT,
-                "promql_expr_test": [{"expr": query, "eval_time": "2m", "exp_samples": expected}],
-            }
-        ],
-    }
-    path = folder / "test.yaml"
-    path.write_text(yaml.safe_dump(test))
-    done = subprocess.run(
-        [str(PROMTOOL), "test", "rules", str(path)], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def adapter() -> dict[str, list[dict[str, object]]]:
     text = one("overlays/prometheus-adapter", "ConfigMap", "prometheus-adapter")["data"]["config.yaml"]
     return yaml.safe_load(text)
@@ -89,7 +64,7 @@ def query(kind: str, name: str, matchers: str, group: str = "") -> str:
 @needs_promtool
 def test_queue_time_is_the_mean_over_requests_in_microseconds(tmp_path: Path) -> None:
     text = query("externalRules", "triton_queue_microseconds", 'namespace="gpusched"')
-    evaluate(text, [{"labels": "{}", "value": QUEUE_US}], tmp_path)
+    evaluate(text, [{"labels": "{}", "value": QUEUE_US}], tmp_path, INPUT)
 
 
 @needs_promtool
@@ -100,21 +75,21 @@ def test_queue_time_of_an_idle_service_is_zero_and_without_series_there_is_none(
     text = query("externalRules", "triton_queue_microseconds", 'namespace="gpusched"')
     if who == "keda":
         text = one("overlays/keda", "ScaledObject", "triton")["spec"]["triggers"][0]["metadata"]["query"]
-    evaluate(text.replace('"gpusched"', '"idle"'), [{"labels": "{}", "value": 0.0}], tmp_path)
-    evaluate(text.replace('"gpusched"', '"nobody"'), [], tmp_path)
+    evaluate(text.replace('"gpusched"', '"idle"'), [{"labels": "{}", "value": 0.0}], tmp_path, INPUT)
+    evaluate(text.replace('"gpusched"', '"nobody"'), [], tmp_path, INPUT)
 
 
 @needs_promtool
 def test_in_flight_is_per_pod(tmp_path: Path) -> None:
     matchers = 'namespace="gpusched",pod=~"triton-a|triton-b"'
     expected = [{"labels": f'{{pod="{pod}"}}', "value": value} for pod, value in IN_FLIGHT.items()]
-    evaluate(query("rules", "triton_in_flight", matchers, "pod"), expected, tmp_path)
+    evaluate(query("rules", "triton_in_flight", matchers, "pod"), expected, tmp_path, INPUT)
 
 
 @needs_promtool
 def test_keda_scales_on_the_same_queue_time(tmp_path: Path) -> None:
     trigger = one("overlays/keda", "ScaledObject", "triton")["spec"]["triggers"][0]
-    evaluate(trigger["metadata"]["query"], [{"labels": "{}", "value": QUEUE_US}], tmp_path)
+    evaluate(trigger["metadata"]["query"], [{"labels": "{}", "value": QUEUE_US}], tmp_path, INPUT)
 
 
 @needs_promtool
@@ -122,7 +97,9 @@ def test_keda_scales_on_the_same_queue_time(tmp_path: Path) -> None:
 def test_a_policy_sees_the_same(field: str, value: float, tmp_path: Path) -> None:
     """The HPA's metrics and the observation's are two queries of one meaning."""
     selectors = {"model": "mobilenetv4", "namespace": "gpusched", "pods": "triton-.*", "node": ""}
-    evaluate(render(OBSERVED[field], selectors, 30.0, 60.0), [{"labels": "{}", "value": value}], tmp_path)
+    evaluate(
+        render(OBSERVED[field], selectors, 30.0, 60.0), [{"labels": "{}", "value": value}], tmp_path, INPUT
+    )
 
 
 @needs_promtool
@@ -132,6 +109,7 @@ def test_a_wrong_number_fails(tmp_path: Path) -> None:
             query("externalRules", "triton_queue_microseconds", 'namespace="gpusched"'),
             [{"labels": "{}", "value": 5.0}],
             tmp_path,
+            INPUT,
         )
 
 

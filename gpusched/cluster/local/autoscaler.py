@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ QUEUE, DONE, PENDING = (
     "nv_inference_request_success",
     "nv_inference_pending_request_count",
 )
+COMPUTE = tuple(f"nv_inference_compute_{phase}_duration_us" for phase in ("input", "infer", "output"))
 ROWS = 512
 FIRST_SAMPLE_S = 10.0
 """metrics-server pairs a container's first sample with its start once it is this old."""
@@ -42,10 +43,15 @@ class Clocks:
 
 @dataclass(kw_only=True)
 class Scrape:
-    """What was read off one replica's metrics page: cumulative queue time, answered requests; waiting requests."""
+    """What was read off one replica's metrics page, all versions of the model together.
+
+    queue_us, busy_us, done   cumulative: time in the queue and in execution, summed over requests; answered requests
+    pending                   requests waiting now
+    """
 
     t_s: float
     queue_us: float
+    busy_us: float
     done: float
     pending: float
 
@@ -126,14 +132,17 @@ class Autoscaler:
             page = get(replica.metrics_port, "/metrics")[1].decode()
         except OSError:
             return
-        values = {
-            name: float(value)
-            for name, labels, value in SAMPLE.findall(page)
-            if f'model="{self.model}"' in labels
-        }
+        values: defaultdict[str, float] = defaultdict(float)
+        for name, labels, value in SAMPLE.findall(page):
+            if f'model="{self.model}"' in labels:
+                values[name] += float(value)
         if QUEUE in values:
             row = Scrape(
-                t_s=now_s, queue_us=values[QUEUE], done=values[DONE], pending=values.get(PENDING, 0.0)
+                t_s=now_s,
+                queue_us=values[QUEUE],
+                busy_us=sum(values[name] for name in COMPUTE),
+                done=values[DONE],
+                pending=values[PENDING],
             )
             self.scrapes.setdefault(replica.uid, deque(maxlen=max(rows, 2))).append(row)
 
@@ -162,8 +171,8 @@ class Autoscaler:
     def _sample(self, now_s: float, replica: Replica) -> tuple[int, int, int, bool]:
         """Return a replica's metric: milli-value, timestamp and window in ms, whether there is one."""
         if self._reads_triton:
-            rows = self.scrapes.get(replica.uid)
-            return (round(1000 * rows[-1].pending), int(now_s * 1000), 0, True) if rows else (0, 0, 0, False)
+            rows = self.scrapes.get(replica.uid, ())
+            return (_in_flight_m(rows), int(now_s * 1000), 0, True) if len(rows) > 1 else (0, 0, 0, False)
         kept = self.kept.get(replica.uid)
         if kept is None or len(kept) < 2:
             return 0, 0, 0, False
@@ -179,6 +188,13 @@ class Autoscaler:
         done = sum(newer.done - older.done for older, newer in pairs)
         queue_us = sum(newer.queue_us - older.queue_us for older, newer in pairs)
         return int(queue_us / done) if done > 0 else 0
+
+
+def _in_flight_m(rows: Sequence[Scrape]) -> int:
+    """Requests in flight in thousandths: those waiting are counted, those executing follow from Little's law."""
+    older, newer = rows[0], rows[-1]
+    executing = 1e-6 * (newer.busy_us - older.busy_us) / (newer.t_s - older.t_s)
+    return round(1000 * (newer.pending + executing))
 
 
 def _listed(replica: Replica) -> tuple[int, int, int, int, int]:
