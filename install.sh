@@ -60,8 +60,7 @@ contains() { local x=$1 y; shift; for y in "$@"; do [[ $x == "$y" ]] && return 0
 
 # --- Commands. run, as_root and mk change things: a dry run prints them. ask and ask_mk only read: they are run always. --------
 run() {
-  local line
-  printf -v line '%q ' "$@"
+  local line; printf -v line '%q ' "$@"
   say "+ ${line% }"
   [[ -z $DRY_RUN ]] || return 0
   if "$@" </dev/null 2>&1 | tee -a "$LOG"; then return 0; fi
@@ -161,8 +160,7 @@ undo_access() { as_root gpasswd -d "$(id -un)" microk8s; }
 enabled() { [[ $(ask_mk status --addon "$1") == enabled ]]; }
 done_addons() { local a; for a in "${ADDONS[@]}"; do enabled "$a" || return 1; done; }
 do_addons() {
-  local a
-  for a in "${ADDONS[@]}"; do
+  local a; for a in "${ADDONS[@]}"; do
     if ! enabled "$a"; then own "addons-$a"; mk enable "$a"; mk status --wait-ready --timeout 600; fi
   done
 }
@@ -192,8 +190,7 @@ do_metallb() {
 undo_metallb() { mk disable metallb; }
 
 done_monitoring() {
-  local where
-  where=$(release kube-prometheus-stack namespace)
+  local where; where=$(release kube-prometheus-stack namespace)
   [[ -z $where || $where == "$MON_NAMESPACE" ]] || die "there is a Prometheus stack already (namespace $where)" \
     "--skip monitoring, see docs/install.md for its values, and tell trials where it is: cluster.prometheus=URL."
   deployed kube-prometheus-stack
@@ -213,8 +210,7 @@ plugin_runs() {
   [[ -n $(ask_mk kubectl get nodes -l nvidia.com/gpu.present=true -o name) ]] && rolled_out "$GPU_NAMESPACE" daemonset/nvidia-device-plugin-daemonset
 }
 done_gpu() {
-  local where
-  where=$(release gpu-operator namespace)
+  local where; where=$(release gpu-operator namespace)
   [[ -z $where || $where == "$GPU_NAMESPACE" ]] || die "a GPU Operator that its chart installed is there already (namespace $where)" \
     "microk8s helm3 uninstall $(release gpu-operator name) -n $where; or keep it, and give it manifests/values/gpu-operator.yaml and --skip gpu,sharing."
   deployed gpu-operator
@@ -230,12 +226,11 @@ do_gpu() {
 }
 undo_gpu() { mk disable nvidia; }
 
-shared() { [[ $(ask_mk kubectl get nodes -l nvidia.com/gpu.present=true -o 'jsonpath={.items[*].metadata.labels.nvidia\.com/gpu\.sharing-strategy}' | tr ' ' '\n' | sort -u) == "$SHARING" ]]; }
-done_sharing() { shared; }
+done_sharing() { [[ $(ask_mk kubectl get nodes -l nvidia.com/gpu.present=true -o 'jsonpath={.items[*].metadata.labels.nvidia\.com/gpu\.sharing-strategy}' | tr ' ' '\n' | sort -u) == "$SHARING" ]]; }
 do_sharing() {
   own sharing
   mk kubectl label nodes -l nvidia.com/gpu.present=true "nvidia.com/device-plugin.config=$SHARING" --overwrite
-  wait_for "the node says that it shares by $SHARING" shared ||
+  wait_for "the node says that it shares by $SHARING" done_sharing ||
     die "the device plugin did not take the configuration $SHARING" "microk8s kubectl -n $GPU_NAMESPACE logs daemonset/nvidia-device-plugin-daemonset --all-containers"
 }
 undo_sharing() { mk kubectl label nodes -l nvidia.com/gpu.present=true nvidia.com/device-plugin.config-; }
@@ -272,15 +267,32 @@ kustomizations() { # in the order to apply
   echo monitoring
   contains keda "${WITH[@]}" || echo overlays/prometheus-adapter
 }
+# A cluster has one server of each metrics API, and KEDA registers under the very name of ours.
+foreign_metrics() {
+  ask_mk kubectl get apiservices -o custom-columns=:.metadata.name,:.spec.service.namespace |
+    awk '/^v1beta1\.(custom|external)\.metrics\.k8s\.io/ && $2 != "gpusched-metrics" { print $1, "of", $2; n++ } END { exit !n }'
+}
 done_service() { return 1; } # applying again is how a change gets there
 do_service() {
-  local folder
+  local folder taken folders; folders=$(kustomizations)
+  if [[ $folders == *prometheus-adapter* ]] && taken=$(foreign_metrics); then
+    die "a metrics API has another server: ${taken//$'\n'/, }" \
+      "--with keda where that is KEDA, which then serves the metric; else remove it, or apply manifests/ yourself (docs/install.md)."
+  fi
   own service
-  for folder in $(kustomizations); do mk kubectl apply -k "$ROOT/manifests/$folder"; done
+  for folder in $folders; do own "service-${folder##*/}"; mk kubectl apply -k "$ROOT/manifests/$folder"; done
   wait_for "Triton is ready" rolled_out gpusched deployment/triton ||
     die "Triton does not become ready" "microk8s kubectl -n gpusched describe pods; the first pull of its image takes long: run install.sh --only service again."
 }
-undo_service() { mk kubectl delete --ignore-not-found -k "$ROOT/manifests/overlays/prometheus-adapter"; mk kubectl delete --ignore-not-found -k "$ROOT/manifests/overlays/microk8s"; }
+undo_service() {
+  local folder; for folder in overlays/prometheus-adapter monitoring overlays/{mps,time-slicing,microk8s,cpu}; do
+    owned "service-${folder##*/}" || continue
+    # monitoring's ServiceMonitor goes with its namespace; by its file kubectl would fail where that kind is gone already.
+    if [[ $folder == monitoring ]]; then mk kubectl -n "$MON_NAMESPACE" delete role,rolebinding -l app.kubernetes.io/part-of=gpusched
+    else mk kubectl delete --ignore-not-found -k "$ROOT/manifests/$folder"; fi
+    disown_it "service-${folder##*/}"
+  done
+}
 
 KUBECONFIG_FILE=$HOME/.kube/gpusched.config
 done_kubeconfig() { [[ -n $(find "$KUBECONFIG_FILE" -mtime -29 2>/dev/null) ]]; }
@@ -344,8 +356,7 @@ usage() {
 }
 list() { local s; for s in "${STEPS[@]}"; do say "  $(printf '%-11s' "$s") ${WHAT[$s]}"; done; }
 names() { # check and print the names of a comma list, one a line
-  local s
-  for s in ${1//,/ }; do
+  local s; for s in ${1//,/ }; do
     contains "$s" "${STEPS[@]}" || die "there is no step '$s'" "one of: ${STEPS[*]}"
     echo "$s"
   done

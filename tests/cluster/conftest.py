@@ -33,6 +33,12 @@ CLUSTERS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A controller that remembers nothing of an HPA that was removed: nobody waits for it."""
+    monkeypatch.setattr("gpusched.cluster.microk8s.hold.FORGET_S", 0.0)
+
+
 def slow(name: str) -> list[pytest.MarkDecorator]:
     """Mark what takes wall time: everything but the simulator."""
     return [] if name == "sim" else [pytest.mark.slow, pytest.mark.wall]

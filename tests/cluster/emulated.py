@@ -134,12 +134,15 @@ class Store:
                 raise Refusal(404, "NotFound", f'{key[0]} "{key[2]}" not found')
             self._check_version(key, old, new)
             new = copy.deepcopy(new)
-            for name in ("uid", "creationTimestamp", "generation", "name"):
-                new["metadata"][name] = old["metadata"][name]
+            for name in ("uid", "creationTimestamp", "generation", "name", "deletionTimestamp"):
+                if name in old["metadata"]:
+                    new["metadata"][name] = old["metadata"][name]
             if sub != "status" and key[0] in ("deployments", "horizontalpodautoscalers"):
                 new["status"] = copy.deepcopy(old.get("status", {}))
             self.default(key[0], new)
             own_changes(new, old, manager, sub)
+            if finalizers(old) and not finalizers(new) and "deletionTimestamp" in old["metadata"]:
+                return self.remove(key)
             return self._replace(key, old, new)
 
     def _check_version(self, key: Key, old: Obj, new: Obj) -> None:
@@ -193,6 +196,7 @@ class Store:
             )  # fmt: skip
 
     def delete(self, key: Key, preconditions: Obj) -> Obj:
+        """Remove an object and return a Status, or where finalizers keep it return it, marked."""
         with self.changed:
             old = self.get(key)
             for name, wanted in preconditions.items():
@@ -201,7 +205,13 @@ class Store:
             if key[0] == "namespaces":
                 for inner in [k for k in self.objects if k[1] == key[2]]:
                     self.remove(inner)
-            return self.remove(key)
+            if not finalizers(old):
+                self.remove(key)
+                return {"kind": "Status", "apiVersion": "v1", "status": "Success"}
+            if "deletionTimestamp" not in old["metadata"]:
+                old["metadata"] |= {"deletionTimestamp": stamp(), "deletionGracePeriodSeconds": 0}
+                self._put(key, old, "MODIFIED")
+            return self.get(key)
 
     def remove(self, key: Key) -> Obj:
         """Take an object away at once."""
@@ -240,6 +250,10 @@ class Store:
             thing.setdefault("status", {"phase": "Active"})
         elif plural == "pods":
             default_containers(thing["spec"])
+
+
+def finalizers(thing: Obj) -> list[str]:
+    return thing["metadata"].get("finalizers") or []
 
 
 def stamp() -> str:

@@ -33,6 +33,10 @@ class World:
 
     times: Times = field(default_factory=Times)
     never_ready: bool = False
+    quota: str = ""
+    """Why no pod can be created, in admission's words."""
+    rejected: int = 0
+    """So many pods to come are refused by their node's device plugin."""
     kubelets: bool = True
     node_cores: float = 16.0
     hpa_controller: bool = False
@@ -83,17 +87,19 @@ class Controllers:
     def deployment(self, thing: Obj) -> None:
         meta, spec = thing["metadata"], thing["spec"]
         code = template_hash(spec["template"])
-        pods = [p for p in self.pods_of(thing) if "deletionTimestamp" not in p["metadata"]]
+        pods = self.active_of(thing)
         new = [p for p in pods if p["metadata"]["labels"]["pod-template-hash"] == code]
         old = [p for p in pods if p not in new]
         self.roll(thing, code, new, old)
-        pods = [p for p in self.pods_of(thing) if "deletionTimestamp" not in p["metadata"]]
+        pods = self.active_of(thing)
         fresh = [p for p in pods if p["metadata"]["labels"]["pod-template-hash"] == code]
         ready = sum(map(is_ready, pods))
         status = {
             "observedGeneration": meta["generation"], "replicas": len(pods), "updatedReplicas": len(fresh),
             "readyReplicas": ready, "availableReplicas": ready, "unavailableReplicas": max(0, spec["replicas"] - ready),
         }  # fmt: skip
+        if self.world.quota and len(fresh) < spec["replicas"]:
+            status["conditions"] = [{"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": self.world.quota}]  # fmt: skip
         status = {k: v for k, v in status.items() if v}  # the API leaves zeros out
         if thing.get("status") != status:
             self.write("deployments", {**thing, "status": status})
@@ -120,17 +126,34 @@ class Controllers:
                 spare -= 1
 
     def pods_of(self, thing: Obj) -> list[Obj]:
-        labels = thing["spec"]["selector"]["matchLabels"]
+        """The pods of the Deployment's ReplicaSets, and no other that has their labels."""
         pods = self.store.list("pods", thing["metadata"]["namespace"])
-        return [p for p in pods if labels.items() <= p["metadata"]["labels"].items()]
+        names = {
+            f"{thing['metadata']['name']}-{p['metadata'].get('labels', {}).get('pod-template-hash')}"
+            for p in pods
+        }
+        return [p for p in pods if names & {o["name"] for o in p["metadata"].get("ownerReferences", [])}]
+
+    def active_of(self, thing: Obj) -> list[Obj]:
+        """Those that count as replicas: what has failed stays, and another takes its place."""
+        pods = self.pods_of(thing)
+        return [
+            p for p in pods if "deletionTimestamp" not in p["metadata"] and p["status"]["phase"] != "Failed"
+        ]
 
     def make_pod(self, thing: Obj, code: str) -> None:
+        if self.world.quota:
+            return
         meta, template = thing["metadata"], copy.deepcopy(thing["spec"]["template"])
         suffix = "".join(self.random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
         labels = {**template["metadata"]["labels"], "pod-template-hash": code}
         pod = {
             "apiVersion": "v1", "kind": "Pod", "spec": template["spec"],
-            "metadata": {"name": f"{meta['name']}-{code}-{suffix}", "labels": labels},
+            "metadata": {
+                "name": f"{meta['name']}-{code}-{suffix}", "labels": labels,
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": f"{meta['name']}-{code}",
+                                     "uid": f"{meta['uid']}-{code}", "controller": True, "blockOwnerDeletion": True}],
+            },
             "status": {"phase": "Pending"},
         }  # fmt: skip
         pod["status"]["qosClass"] = qos(pod["spec"])
@@ -153,12 +176,16 @@ class Controllers:
             if age_s >= times.terminate_s or "nodeName" not in pod["spec"]:
                 self.store.remove(key_of("pods", pod))
             return
-        if not self.world.kubelets:
+        if not self.world.kubelets or pod["status"]["phase"] == "Failed":
             return
         before = copy.deepcopy(pod)
         if "nodeName" not in pod["spec"] and age_s >= times.schedule_s:
             pod["spec"]["nodeName"] = "node-1"
-        if "nodeName" in pod["spec"]:
+            if self.world.rejected > 0:
+                self.world.rejected -= 1
+                pod["status"] |= {"phase": "Failed", "reason": "UnexpectedAdmissionError",
+                                  "message": "Pod Allocate failed due to no healthy devices present"}  # fmt: skip
+        if pod["status"]["phase"] != "Failed" and "nodeName" in pod["spec"]:
             self.containers(pod, age_s)
         if pod != before:
             self.write("pods", pod)

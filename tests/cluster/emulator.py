@@ -9,59 +9,17 @@ serves neither /version nor discovery. Faults are injected by `fault`.
 from __future__ import annotations
 
 import copy
-import json
-import re
-import ssl
 import threading
 import time
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
+import rbac
 import yaml
 from emulated import KINDS, Key, Obj, Refusal, Store, json_patch, merge_patch
 from emulated_control import Controllers, World, qos
-
-ROUTE = re.compile(r"(?P<root>/api/v1|/apis/[^/]+/[^/]+)(/namespaces/(?P<ns>[^/]+))?/(?P<plural>[a-z]+)(/(?P<name>[^/]+))?(/(?P<sub>[a-z]+))?$")  # fmt: skip
-VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
-BOOKMARK_S = 0.2
-
-
-@dataclass
-class Fault:
-    """What happens to the next `times` requests that match.
-
-    status   refuse with it; `reason` and `retry_after` go with it
-    hang_s   keep the connection open and silent this long, then close it
-    drop     close the connection without an answer, after the work was done where `after` is set
-    cut      end a watch at once; gone: end it with a 410 event
-    """
-
-    verb: str = ""
-    kind: str = ""
-    times: int = 1
-    status: int = 0
-    reason: str = ""
-    retry_after: int = 0
-    hang_s: float = 0.0
-    drop: bool = False
-    after: bool = False
-    cut: bool = False
-    gone: bool = False
-
-
-@dataclass
-class Seen:
-    """One request as it came."""
-
-    verb: str
-    kind: str
-    name: str
-    query: dict[str, str]
-    at_s: float
-    body: Any
+from emulated_http import ROUTE, Fault, Seen, Server, kind_of, selected
 
 
 @dataclass
@@ -74,6 +32,8 @@ class Emulator:
     tokens: set[str] | None = None
     tls: tuple[str, str] | None = None
     admin: bool = False
+    rules: list[Obj] | None = None
+    """The rules of the caller's Role in the namespace gpusched; None allows everything but `forbid`."""
     world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
@@ -82,18 +42,15 @@ class Emulator:
         self.more: dict[str, Any] = {}
         """What other APIs answer, by path."""
         self.faults: list[Fault] = []
-        self.forbidden: set[tuple[str, str]] = set()
+        self.forbidden: set[tuple[str, str, str]] = set()
+        self.cut = 0
+        """So many connections to come are closed as soon as they are there, before TLS."""
         self.seen: list[Seen] = []
         self.lock = threading.Lock()
         self.stopping = threading.Event()
 
     def __enter__(self) -> Emulator:
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self.server.daemon_threads = True
-        if self.tls:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*self.tls)
-            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.server = Server(self)
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()
         self.controllers.start()
@@ -114,12 +71,12 @@ class Emulator:
     def url(self) -> str:
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
-    def kubeconfig(self, path: Path, token_file: Path | None = None) -> Path:
-        """Write a kubeconfig for it."""
+    def kubeconfig(self, path: Path, token_file: Path | None = None, **cluster: str) -> Path:
+        """Write a kubeconfig for it; `cluster` adds to what it says of the server."""
         user = {"tokenFile": str(token_file)} if token_file else {}
         config = {
             "apiVersion": "v1", "kind": "Config", "current-context": "emulated",
-            "clusters": [{"name": "emulated", "cluster": {"server": self.url}}],
+            "clusters": [{"name": "emulated", "cluster": {"server": self.url, **cluster}}],
             "users": [{"name": "tester", "user": user}],
             "contexts": [{"name": "emulated", "context": {"cluster": "emulated", "user": "tester"}}],
         }  # fmt: skip
@@ -132,18 +89,26 @@ class Emulator:
             self.faults.append(made)
         return made
 
-    def forbid(self, verb: str, kind: str) -> None:
-        """Take a right away: kind is plural or plural/subresource."""
-        self.forbidden.add((verb, kind))
+    def forbid(self, verb: str, kind: str, namespace: str = "") -> None:
+        """Take a right away, everywhere or in one namespace: kind as `kind_of` has it."""
+        self.forbidden.add((verb, kind, namespace))
 
-    def allows(self, asked: Obj) -> bool:
-        """Everything but what is forbidden and what only administrators may."""
-        kind = "/".join(filter(None, (asked["resource"], asked["subresource"])))
-        administrators = kind in ("secrets", "pods/exec") or (asked["verb"], kind) == (
-            "delete",
-            "deployments",
-        )
-        return (asked["verb"], kind) not in self.forbidden and (self.admin or not administrators)
+    def allows(self, verb: str, kind: str, namespace: str, name: str) -> bool:
+        """What the Role's rules allow; without rules everything but what only administrators may."""
+        if self.forbidden & {(verb, kind, ""), (verb, kind, namespace)}:
+            return False
+        if self.rules is not None:
+            return namespace == "gpusched" and any(
+                rbac.allows(rule, (verb, kind, name)) for rule in self.rules
+            )
+        administrators = kind in ("secrets", "pods/exec") or (verb, kind) == ("delete", "deployments")
+        return self.admin or not administrators
+
+    def review(self, asked: Obj) -> bool:
+        """Answer a SelfSubjectAccessReview."""
+        root = f"/apis/{asked['group']}/v1" if asked["group"] else "/api/v1"
+        kind = kind_of(root, asked["resource"], asked["subresource"])
+        return self.allows(asked["verb"], kind, asked["namespace"], asked["name"])
 
     def count(self, verb: str, kind: str) -> int:
         with self.lock:
@@ -162,7 +127,7 @@ class Emulator:
             one = self.store.objects[("deployments", namespace, name)]
             status, want = one.get("status", {}), one["spec"]["replicas"]
             counts = [status.get(k, 0) for k in ("replicas", "updatedReplicas", "readyReplicas")]
-            pods = self.store.list("pods", namespace)
+            pods = self.controllers.pods_of(one)
             sizes = [s["resources"] == c["resources"] for p in pods
                      for s, c in zip(p["status"].get("containerStatuses", []), p["spec"]["containers"], strict=False)]  # fmt: skip
             if counts == [want] * 3 and len(pods) == want and all(sizes):
@@ -188,7 +153,7 @@ class Emulator:
         if path in self.more:
             return 200, self.more[path]
         if path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
-            return 201, {**body, "status": {"allowed": self.allows(body["spec"]["resourceAttributes"])}}
+            return 201, {**body, "status": {"allowed": self.review(body["spec"]["resourceAttributes"])}}
         route = ROUTE.match(path)
         if route is None or route["plural"] not in KINDS or KINDS[route["plural"]][0] != route["root"]:
             raise Refusal(404, "NotFound", "the server could not find the requested resource")
@@ -298,127 +263,3 @@ def scale_of(thing: Obj) -> Obj:
         "spec": {"replicas": thing["spec"]["replicas"]},
         "status": {"replicas": thing.get("status", {}).get("replicas", 0), "selector": labels},
     }  # fmt: skip
-
-
-def selected(thing: Obj, query: dict[str, str]) -> bool:
-    labels = thing["metadata"].get("labels", {})
-    for rule in filter(None, query.get("labelSelector", "").split(",")):
-        key, _, want = rule.partition("=")
-        if labels.get(key) != want:
-            return False
-    field_rule = query.get("fieldSelector", "")
-    return not field_rule or thing["metadata"]["name"] == field_rule.removeprefix("metadata.name=")
-
-
-def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
-    return type("Handler", (_Handler,), {"emulator": emulator})
-
-
-class _Handler(BaseHTTPRequestHandler):
-    emulator: Emulator
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        query = dict(parse_qsl(url.query))
-        length = int(self.headers.get("Content-Length") or 0)
-        body = json.loads(self.rfile.read(length) or b"null") if length else None
-        route = ROUTE.match(url.path)
-        kind, name = "", ""
-        if route:
-            kind, name = route["plural"] + (f"/{route['sub']}" if route["sub"] else ""), route["name"] or ""
-        verb = VERBS.get(self.command) or ("watch" if "watch" in query else "get" if name else "list")
-        fault = self.note(Seen(verb, kind, name, query, time.monotonic(), body))
-        try:
-            self.serve(url.path, query, body, verb, kind, fault)
-        except Refusal as refused:
-            self.send(refused.code, refused.status(), refused.retry_after)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
-
-    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
-
-    def note(self, seen: Seen) -> Fault | None:
-        e = self.emulator
-        with e.lock:
-            e.seen.append(seen)
-            for fault in e.faults:
-                if fault.times > 0 and fault.verb in ("", seen.verb) and fault.kind in ("", seen.kind):
-                    fault.times -= 1
-                    return fault
-        return None
-
-    def serve(
-        self, path: str, query: dict[str, str], body: Any, verb: str, kind: str, fault: Fault | None
-    ) -> None:
-        e = self.emulator
-        if fault and (fault.hang_s or (fault.drop and not fault.after)):
-            e.stopping.wait(fault.hang_s)
-            self.close_connection = True
-            return
-        if fault and fault.status:
-            raise Refusal(
-                fault.status, fault.reason or "InternalError", "injected", retry_after=fault.retry_after
-            )
-        token = (self.headers.get("Authorization") or "").partition(" ")[2]
-        if e.tokens is not None and token not in e.tokens:
-            raise Refusal(401, "Unauthorized", "Unauthorized")
-        if (verb, kind) in e.forbidden:
-            raise Refusal(
-                403, "Forbidden",
-                f'{kind} is forbidden: User "system:serviceaccount:gpusched:trial" cannot {verb} resource "{kind}"',
-            )  # fmt: skip
-        if verb == "watch":
-            self.watch(path, query, fault)
-            return
-        code, answer = e.answer(self.command, path, query, self.headers.get("Content-Type") or "", body)
-        if fault and fault.drop:
-            self.close_connection = True
-            return
-        self.send(code, answer)
-
-    def send(self, code: int, answer: Any, retry_after: int = 0) -> None:
-        data = json.dumps(answer).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        if retry_after:
-            self.send_header("Retry-After", str(retry_after))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def watch(self, path: str, query: dict[str, str], fault: Fault | None) -> None:
-        e, route = self.emulator, ROUTE.match(path)
-        assert route
-        version = int(query.get("resourceVersion") or 0)
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        end_s = time.monotonic() + float(query.get("timeoutSeconds", 60))
-        beat_s = time.monotonic() + BOOKMARK_S
-        while time.monotonic() < end_s and not e.stopping.is_set():
-            if version < e.store.oldest or (fault and fault.gone):
-                self.event("ERROR", Refusal(410, "Expired", f"too old resource version: {version}").status())
-                break
-            with e.store.changed:
-                news = e.store.since(version) or (e.store.changed.wait(0.02) and e.store.since(version)) or []
-            for at, key, kind, thing in news:
-                version = at
-                if key[0] == route["plural"] and key[1] == (route["ns"] or "") and selected(thing, query):
-                    self.event(kind, thing)
-            if fault and fault.cut:
-                break
-            if time.monotonic() > beat_s and query.get("allowWatchBookmarks") == "true":
-                beat_s = time.monotonic() + BOOKMARK_S
-                self.event("BOOKMARK", {"metadata": {"resourceVersion": str(version)}})
-        self.wfile.write(b"0\r\n\r\n")
-
-    def event(self, kind: str, thing: Obj) -> None:
-        data = json.dumps({"type": kind, "object": thing}).encode() + b"\n"
-        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-        self.wfile.flush()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rbac
 from emulator import Emulator
 from scene import act, cluster, hold, node, old_hpa, picture, scale
 
@@ -64,7 +65,16 @@ def test_a_healthy_cluster_passes_and_stays_as_it_is(emulator: Emulator, tmp_pat
         ["API server", "rights", "Deployment", "autoscalers", "journal", "GPUs", "Service", "HPA metrics"], OK
     )
     assert picture(emulator) == before
-    assert {w.kind for w in emulator.writes()} <= {"selfsubjectaccessreviews"}
+    assert {w.kind for w in emulator.writes()} <= {"selfsubjectaccessreviews.authorization.k8s.io"}
+
+
+def test_with_the_role_of_manifests_base_nothing_fails(
+    emulator: Emulator, tmp_path: Path, triton: str
+) -> None:
+    emulator.rules = rbac.rules()
+    found = {name: check.status for name, check in looked(emulator, tmp_path, triton).items()}
+    assert found.pop("GPUs") == WARN, "a Role cannot allow listing nodes"
+    assert set(found.values()) == {OK}
 
 
 def test_without_an_api_server_nothing_else_is_asked(tmp_path: Path, triton: str) -> None:
@@ -84,6 +94,19 @@ def test_missing_and_excessive_rights_are_named(emulator: Emulator, tmp_path: Pa
     check = looked(emulator, tmp_path, triton)["rights"]
     assert check.status == WARN
     assert "get secrets" in check.detail
+
+
+def test_the_services_right_is_asked_for_under_its_own_name(
+    emulator: Emulator, tmp_path: Path, triton: str
+) -> None:
+    emulator.rules = [
+        {**rule, "resourceNames": ["front"]} if rule["resources"] == ["services"] else rule
+        for rule in rbac.rules()
+    ]
+    for service, status in (("front", OK), ("triton", FAIL)):
+        found = {c.name: c for c in checks.run(hold(emulator, tmp_path), service, triton, most=6)}
+        assert found["rights"].status == status
+    assert found["rights"].detail == "missing in gpusched: get services"
 
 
 def test_another_autoscaler_fails(emulator: Emulator, tmp_path: Path, triton: str) -> None:
@@ -139,3 +162,16 @@ def test_metrics_the_hpa_cannot_see_are_named(
     assert check.status == status
     unknown = {"metrics.k8s.io": "cpu", "external": "queue", "custom": "in_flight"}[lack]
     assert f"unknown: {unknown}" in check.detail
+
+
+@pytest.mark.parametrize("hidden", ["metrics", "external.metrics", "custom.metrics"])
+def test_metrics_that_may_not_be_looked_at_are_a_warning(
+    emulator: Emulator, tmp_path: Path, triton: str, hidden: str
+) -> None:
+    group = f"{hidden}.k8s.io"
+    emulator.rules = [rule for rule in rbac.rules() if rule["apiGroups"] != [group]]
+    check = looked(emulator, tmp_path, triton)["HPA metrics"]
+    assert check.status == WARN
+    name = {"metrics": "cpu", "external.metrics": "queue", "custom.metrics": "in_flight"}[hidden]
+    assert f"may not be looked at: {name}" in check.detail
+    assert "Role of manifests/base" in check.cure

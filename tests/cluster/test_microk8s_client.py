@@ -193,6 +193,28 @@ def test_a_missing_right_names_verb_resource_namespace_and_cure(emulator: Emulat
     assert "kubectl auth can-i patch deployments.apps --subresource=scale -n gpusched" in text
 
 
+QUOTA = (
+    'pods "triton-1" is forbidden: exceeded quota: compute, requested: limits.cpu=2, limited: limits.cpu=4'
+)
+
+
+def test_what_admission_refuses_is_not_told_as_a_missing_right(emulator: Emulator, api: Api) -> None:
+    """Quota, LimitRange and Pod Security answer 403 too (admission.NewForbidden)."""
+    emulator.fault("patch", "deployments/scale", status=403, reason="Forbidden", message=QUOTA)
+    with pytest.raises(
+        ApiFailure, match=r"exceeded quota.*kubectl describe quota,limits -n gpusched"
+    ) as refused:
+        set_replicas(api, 3)
+    assert "can-i" not in str(refused.value)
+
+
+def test_the_servers_own_words_come_with_a_500(emulator: Emulator, api: Api) -> None:
+    said = 'Internal error occurred: failed calling webhook "guard.example.org": connection refused'
+    emulator.fault("patch", "deployments/scale", status=500, message=said, times=100)
+    with pytest.raises(Unreachable, match=r'failed calling webhook "guard.example.org": connection refused'):
+        set_replicas(api, 3, seconds=0.3)
+
+
 def test_what_is_not_there_is_none_or_told_with_the_cure(api: Api) -> None:
     assert api.get(CONFIGMAPS, NS, "nothing", Deadline(1)) is None
     with pytest.raises(ApiFailure, match=r"404.*cluster\.namespace=NAME"):
@@ -260,10 +282,29 @@ def test_in_a_pod_its_service_account_is_used_and_its_token_renewed(
 
 
 def test_a_server_that_cannot_prove_itself_is_refused(certificate: tuple[str, str], tmp_path: Path) -> None:
+    authority = {"certificate-authority": certificate[0]}
     with cluster(tls=certificate) as emulator:
-        api = Api(Access(kubeconfig=str(emulator.kubeconfig(tmp_path / "kc"))))
-        with pytest.raises(ClusterError, match="no secure connection"):
-            api.get(DEPLOYMENTS, NS, "triton", Deadline(2))
+        other_name = {**authority, "server": f"https://localhost:{emulator.port}"}
+        for settings, said in (({}, "self-signed"), (other_name, "Hostname mismatch")):
+            api = Api(Access(kubeconfig=str(emulator.kubeconfig(tmp_path / "kc", **settings))))
+            with pytest.raises(ClusterError, match=f"no secure connection.*{said}"):
+                api.get(DEPLOYMENTS, NS, "triton", Deadline(2))
+            with pytest.raises(ClusterError, match=f"no secure connection.*{said}"):
+                list(api.stream(DEPLOYMENTS, NS, {"watch": "true"}, Deadline(2), 1.0))
+
+
+def test_a_secure_connection_that_is_cut_is_tried_again(certificate: tuple[str, str], tmp_path: Path) -> None:
+    """An API server that restarts, or a load balancer without one behind it: accepted and closed."""
+    with cluster(tls=certificate) as emulator:
+        kubeconfig = emulator.kubeconfig(tmp_path / "kc", **{"certificate-authority": certificate[0]})
+        api = Api(Access(kubeconfig=str(kubeconfig)))
+        emulator.cut = 3
+        assert api.get(DEPLOYMENTS, NS, "triton", Deadline(5))
+        assert emulator.cut == 0
+        other = Api(Access(kubeconfig=str(kubeconfig)))
+        emulator.cut = 1
+        with pytest.raises(Unreachable, match="could not watch"):
+            list(other.stream(DEPLOYMENTS, NS, {"watch": "true"}, Deadline(2), 1.0))
 
 
 # --- what the server is ---

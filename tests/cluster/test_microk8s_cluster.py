@@ -239,6 +239,12 @@ def test_no_prometheus_is_told_with_the_cure(emulator: Emulator, tmp_path: Path)
         build(emulator, tmp_path).prometheus_url()
 
 
+def test_a_namespace_that_may_not_be_read_hides_no_other(emulator: Emulator, tmp_path: Path) -> None:
+    emulator.forbid("list", "services", "observability")
+    prometheus(emulator, "monitoring", "prometheus", {"app.kubernetes.io/name": "prometheus"}, "10.1.2.3")
+    assert build(emulator, tmp_path).prometheus_url() == "http://10.1.2.3:9090"
+
+
 # --- job=restore ---
 
 

@@ -205,6 +205,44 @@ def test_pods_that_come_later_are_resized_when_they_are_seen(emulator: Emulator,
     assert cpus(emulator) == [("1", "2")] * 3
 
 
+def test_a_size_finer_than_the_api_keeps_is_sent_once(emulator: Emulator, held: Hold) -> None:
+    for _ in range(3):
+        act(held, scale(1, cpu_cores=1 / 3))
+    assert cpus(emulator) == [("167m", "334m")]
+    assert emulator.count("patch", "pods/resize") == 1
+
+
+def test_a_pod_by_hand_with_the_same_labels_is_none_of_ours(emulator: Emulator, held: Hold) -> None:
+    made = emulator.store.list("pods", "gpusched")[0]
+    debug = {"apiVersion": "v1", "kind": "Pod", "spec": made["spec"], "status": {"phase": "Running"},
+             "metadata": {"name": "debug", "labels": made["metadata"]["labels"]}}  # fmt: skip
+    emulator.store.create("pods", "gpusched", debug, "kubectl-run")
+    act(held, scale(1, cpu_cores=2.0))
+    emulator.settle()
+    assert held.state(Deadline(1)).alive == 1
+    seen = emulator.store.get(("pods", "gpusched", "debug"))
+    assert seen["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "1"
+
+
+def test_a_pending_pod_that_admission_refuses_to_resize_is_tried_again(
+    emulator: Emulator, held: Hold
+) -> None:
+    """A LimitRange answers 403 as a missing right does, which no waiting cures."""
+    act(held, scale(1, cpu_cores=2.0))
+    emulator.settle()
+    emulator.world.kubelets = False
+    said = 'pods "triton" is forbidden: maximum cpu usage per Container is 1, but limit is 2'
+    refusal = emulator.fault("patch", "pods/resize", status=403, reason="Forbidden", message=said, times=100)
+    act(held, scale(2, cpu_cores=2.0))
+    time.sleep(0.1)
+    act(held, scale(2, cpu_cores=2.0))
+    assert refusal.times < 100
+    refusal.times = 0
+    emulator.forbid("patch", "pods/resize")
+    with pytest.raises(ClusterError, match="can-i patch pods"):
+        act(held, scale(2, cpu_cores=2.0))
+
+
 def test_a_size_no_node_can_give_is_refused(emulator: Emulator, held: Hold) -> None:
     emulator.world.node_cores = 1.5
     act(held, scale(1, cpu_cores=2.0))

@@ -184,6 +184,12 @@ def test_the_request_keeps_its_share_of_the_limit() -> None:
     assert Cpu(request=1.0, limit=1.0).scaled(0.25) == Cpu(request=0.25, limit=0.25)
 
 
+@given(st.floats(0.02, 64.0))
+def test_a_size_is_what_the_api_keeps_of_it(limit: float) -> None:
+    cpu = Cpu(request=0.5, limit=1.0).scaled(limit)
+    assert cpu_of({"name": "triton", "resources": cpu.as_resources()}, "here") == cpu
+
+
 def test_a_container_must_exist_and_name_its_cpu() -> None:
     template = {"spec": {"containers": [{"name": "web"}, {"name": "log"}]}}
     with pytest.raises(ClusterError, match=r"no container 'triton' \(containers: web, log\)"):

@@ -75,6 +75,24 @@ def test_managed_fields_can_be_replaced_by_their_list(store: Store) -> None:
     assert store.update(CM, changed, "third")["metadata"]["managedFields"] == before
 
 
+def test_finalizers_keep_an_object_until_they_are_gone(store: Store) -> None:
+    """Documentation, finalizers: deletion sets deletionTimestamp, and the last finalizer takes the object with it."""
+    body = cm(a="1")
+    body["metadata"]["finalizers"] = ["example.org/x"]
+    store.create("configmaps", "ns", body, "me")
+    marked = store.delete(CM, {})
+    assert marked["metadata"]["deletionTimestamp"] == store.get(CM)["metadata"]["deletionTimestamp"]
+    with pytest.raises(Refusal, match="already exists"):
+        store.create("configmaps", "ns", cm(), "me")
+    unmarked = store.get(CM)
+    del unmarked["metadata"]["deletionTimestamp"]
+    assert "deletionTimestamp" in store.update(CM, unmarked, "me")["metadata"], "only the server sets it"
+    last = store.get(CM)
+    last["metadata"]["finalizers"] = []
+    store.update(CM, last, "me")
+    assert CM not in store.objects
+
+
 def test_creating_in_a_dying_namespace_is_forbidden(store: Store) -> None:
     store.objects[("namespaces", "", "ns")]["status"]["phase"] = "Terminating"
     with pytest.raises(Refusal) as refused:

@@ -160,6 +160,20 @@ def test_what_others_changed_meanwhile_stays(emulator: Emulator, tmp_path: Path)
     assert live["spec"]["replicas"] == 2
 
 
+def test_levers_are_put_back_under_the_names_they_had(tmp_path: Path) -> None:
+    """Whoever restores may call them otherwise, or know no name at all."""
+    env = [{"name": "CONF2", "value": "instances-1"}]
+    with cluster(("deployments", deployment(1, env=env))) as emulator:
+        before = picture(emulator)
+        dead = hold(emulator, tmp_path, instances_env="CONF2")
+        dead.take(5)
+        act(dead, scale(1, instances=2))
+        assert picture(emulator) != before
+        hold(emulator, tmp_path).restore(5)
+        emulator.settle()
+        assert picture(emulator) == before
+
+
 def test_a_journal_somebody_deleted_is_remembered(emulator: Emulator, tmp_path: Path) -> None:
     before, one = picture(emulator), hold(emulator, tmp_path)
     one.take(5)

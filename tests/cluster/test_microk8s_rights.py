@@ -1,55 +1,31 @@
-"""The Role in manifests/base allows every request a trial makes, and nothing else."""
+"""The Role in manifests/base allows every request of a trial and of the doctor, and nothing else."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
+import rbac
 from emulated_control import Times, World
 from emulator import Emulator, Seen
+from rbac import Right, allows
 from scene import act, cluster, hold, old_hpa, scale
 
 import gpusched.cluster.microk8s.journal as journal
+from gpusched.cluster.microk8s import checks
 from gpusched.cluster.microk8s.checks import RIGHTS
 from gpusched.cluster.microk8s.client import Deadline
 from gpusched.core.controls import Controls, HPADirection, HPASpec
 from gpusched.core.errors import ClusterError
 
-RBAC = Path(__file__).parents[2] / "manifests" / "base" / "rbac.yaml"
-GROUPS = {"deployments": "apps", "horizontalpodautoscalers": "autoscaling"}
-Right = tuple[str, str, str]
-
-
-def rules() -> list[dict[str, Any]]:
-    if not RBAC.exists():
-        pytest.skip("manifests/base/rbac.yaml is not there")
-    roles = [
-        t
-        for t in yaml.safe_load_all(RBAC.read_text())
-        if t and t["kind"] == "Role" and t["metadata"]["name"] == "gpusched"
-    ]
-    return [rule for role in roles for rule in role["rules"]]
-
 
 def rights(seen: list[Seen]) -> set[Right]:
     """Return (verb, resource, name) of every request inside the namespace."""
-    asked = {(s.verb, s.kind, s.name) for s in seen if s.kind and s.kind.partition("/")[0] != "nodes"}
+    asked = {(s.verb, s.kind, s.name) for s in seen if s.namespace == "gpusched"}
     # Applying an object that is not there needs the right to create it too.
     if any(verb == "patch" and kind == "horizontalpodautoscalers" for verb, kind, _ in asked):
         asked.add(("create", "horizontalpodautoscalers", ""))
     return asked
-
-
-def allows(rule: dict[str, Any], right: Right) -> bool:
-    verb, kind, name = right
-    return (
-        GROUPS.get(kind.partition("/")[0], "") in rule["apiGroups"]
-        and kind in rule["resources"]
-        and verb in rule["verbs"]
-        and ("resourceNames" not in rule or name in rule["resourceNames"])
-    )
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +40,14 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> set[Right]:
     return rights(seen)
 
 
+@pytest.fixture(scope="module")
+def looked(tmp_path_factory: pytest.TempPathFactory) -> set[Right]:
+    """Every right that the doctor asks for beside those."""
+    with cluster() as emulator:
+        checks.run(hold(emulator, tmp_path_factory.mktemp("k")), "triton", "", most=6)
+        return rights(emulator.seen)
+
+
 def live_through(emulator: Emulator, folder: Path) -> None:
     dead = hold(emulator, folder)
     dead.take(5)
@@ -75,6 +59,8 @@ def live_through(emulator: Emulator, folder: Path) -> None:
     assert one.journal is not None
     one.journal._renewed_s = -journal.RENEW_S * 2
     one.state(Deadline(1))
+    assert one.actuator is not None
+    one.actuator.hpa_from = Deadline(0)
     act(one, Controls.autoscale(HPASpec(scale_down=HPADirection(stabilization_s=10)), 1))
     act(one, Controls.autoscale(HPASpec(), 1))
     act(one, scale(2, cpu_cores=0.5))
@@ -85,8 +71,9 @@ def live_through(emulator: Emulator, folder: Path) -> None:
         address.service_url(one.api, "gpusched", "triton", Deadline(1))
 
 
-def test_every_request_of_a_trial_is_allowed(asked: set[Right]) -> None:
-    missing = [right for right in sorted(asked) if not any(allows(rule, right) for rule in rules())]
+def test_every_request_is_allowed(asked: set[Right], looked: set[Right]) -> None:
+    rules = rbac.rules()
+    missing = [right for right in sorted(asked | looked) if not any(allows(rule, right) for rule in rules)]
     assert missing == []
 
 
@@ -95,6 +82,12 @@ def test_the_doctor_asks_for_exactly_these_rights(asked: set[Right]) -> None:
     assert named == {(verb, kind) for verb, kind, _ in asked}
 
 
-def test_nothing_is_granted_that_no_trial_asks_for(asked: set[Right]) -> None:
-    granted = {(verb, kind) for rule in rules() for verb in rule["verbs"] for kind in rule["resources"]}
-    assert granted == {(verb, kind) for verb, kind, _ in asked}
+def test_nothing_is_granted_that_nobody_asks_for(asked: set[Right], looked: set[Right]) -> None:
+    granted = {
+        (verb, group, what)
+        for rule in rbac.rules()
+        for verb in rule["verbs"]
+        for group in rule["apiGroups"]
+        for what in rule["resources"]
+    }
+    assert granted == {(verb, *rbac.resource(kind)) for verb, kind, _ in asked | looked}

@@ -93,6 +93,29 @@ def test_an_expired_version_is_listed_again(emulator: Emulator, held: Hold) -> N
     assert emulator.count("list", "deployments") == lists + 3
 
 
+@pytest.mark.parametrize(
+    "trouble",
+    [{"gone": True}, {"status": 410, "reason": "Expired"}, {"status": 401}, {"cut": True}, {"drop": True}],
+)
+def test_trouble_that_stays_is_not_hammered(emulator: Emulator, held: Hold, trouble: dict) -> None:
+    emulator.world.never_ready = True
+    act(held, scale(2))
+    time.sleep(0.1)
+    emulator.fault("watch", "deployments", times=10**6, **trouble)
+    with pytest.raises(ClusterError):
+        held.wait_ready(2, 2.0)
+    # 0.05..0.1, 0.1..0.2, 0.2..0.4, 0.4..0.8, 0.8..1.6 between them
+    assert 4 <= emulator.count("watch", "deployments") <= 7
+
+
+def test_retry_after_is_honoured(emulator: Emulator, held: Hold) -> None:
+    emulator.fault("watch", "deployments", status=429, retry_after=1)
+    act(held, scale(2))
+    held.wait_ready(2, 6)
+    first, second, *_ = [s.at_s for s in emulator.seen if s.verb == "watch"]
+    assert 1.0 <= second - first < 1.5
+
+
 def test_410_as_a_status_is_listed_again(emulator: Emulator, held: Hold) -> None:
     emulator.fault("watch", "deployments", status=410, reason="Expired")
     act(held, scale(3))
@@ -128,6 +151,27 @@ def test_a_pod_that_never_gets_ready_is_told_with_its_reason(emulator: Emulator,
     ):
         held.wait_ready(3, 1.0)
     assert time.monotonic() - began_s < 2.5
+
+
+QUOTA = 'pods "triton-5d4f7c9b8d-abcde" is forbidden: exceeded quota: compute'
+
+
+def test_pods_that_cannot_be_created_are_told_with_the_reason(emulator: Emulator, held: Hold) -> None:
+    emulator.world.quota = QUOTA
+    act(held, scale(3))
+    with pytest.raises(ClusterError, match=r"1 of 3 replicas ready .*FailedCreate: .*exceeded quota"):
+        held.wait_ready(3, 0.5)
+
+
+def test_pods_that_a_node_rejects_are_told_with_the_reason(emulator: Emulator, held: Hold) -> None:
+    """They stay as Failed, and others take their place."""
+    emulator.world.rejected, emulator.world.never_ready = 2, True
+    act(held, scale(3))
+    with pytest.raises(
+        ClusterError, match=r"ContainersNotReady.*UnexpectedAdmissionError: Pod Allocate failed"
+    ) as told:
+        held.wait_ready(3, 0.5)
+    assert str(told.value).count("UnexpectedAdmissionError") == 1, "each reason once"
 
 
 def test_a_deployment_that_goes_away_is_told(emulator: Emulator, held: Hold) -> None:

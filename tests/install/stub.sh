@@ -50,7 +50,8 @@ microk8s() {
     "kubectl label nodes "*config-) record "$@"; rm -f "$WORLD/sharing" ;;
     "kubectl label nodes "*) record "$@"; local word; for word in "$@"; do case $word in *device-plugin.config=*) printf '%s' "${word#*=}" >"$WORLD/sharing" ;; esac; done ;;
     "kubectl apply -k "*) record "$@"; if fails apply; then echo "no matches for kind"; exit 1; fi ;;
-    "kubectl delete "*) record "$@" ;;
+    "kubectl get apiservices -o custom-columns=:.metadata.name,:.spec.service.namespace") asked "$@"; give apiservices ;;
+    "kubectl delete "* | "kubectl -n observability delete "*) record "$@" ;;
     "kubectl -n gpusched create token gpusched --duration=720h") asked "$@"; echo a-very-secret-token ;;
     *) unknown "$@" ;;
   esac

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from fake_machine import ROOT, STUB, Machine
 
 INSTALL = (ROOT / "install.sh").read_text()
@@ -57,6 +58,11 @@ APPLY = [
     "group: microk8s kubectl apply -k /repo/manifests/overlays/time-slicing",
     "group: microk8s kubectl apply -k /repo/manifests/monitoring",
     "group: microk8s kubectl apply -k /repo/manifests/overlays/prometheus-adapter",
+]
+DELETE = [
+    "group: microk8s kubectl delete --ignore-not-found -k /repo/manifests/overlays/prometheus-adapter",
+    "group: microk8s kubectl -n observability delete role,rolebinding -l app.kubernetes.io/part-of=gpusched",
+    "group: microk8s kubectl delete --ignore-not-found -k /repo/manifests/overlays/time-slicing",
 ]
 
 
@@ -121,8 +127,7 @@ def test_what_is_there_is_left_as_it_is_and_not_taken_away(machine: Machine) -> 
     back = machine.run("--uninstall")
     assert back.code == 0, back.out
     assert back.calls == [
-        "group: microk8s kubectl delete --ignore-not-found -k /repo/manifests/overlays/prometheus-adapter",
-        "group: microk8s kubectl delete --ignore-not-found -k /repo/manifests/overlays/microk8s",
+        *DELETE,
         "group: microk8s kubectl label nodes -l nvidia.com/gpu.present=true nvidia.com/device-plugin.config-",
         "group: microk8s disable nvidia",
         "group: microk8s disable observability",
@@ -141,8 +146,7 @@ def test_uninstall_takes_back_everything_it_brought_in_reverse(machine: Machine)
     back = machine.run("--uninstall")
     assert back.code == 0, back.out
     assert back.calls == [
-        "group: microk8s kubectl delete --ignore-not-found -k /repo/manifests/overlays/prometheus-adapter",
-        "group: microk8s kubectl delete --ignore-not-found -k /repo/manifests/overlays/microk8s",
+        *DELETE,
         "group: microk8s kubectl label nodes -l nvidia.com/gpu.present=true nvidia.com/device-plugin.config-",
         "group: microk8s disable nvidia",
         "group: microk8s disable observability",
@@ -155,6 +159,34 @@ def test_uninstall_takes_back_everything_it_brought_in_reverse(machine: Machine)
     assert not (machine.state / "models" / "mobilenetv4").exists()
     assert not (machine.home / ".kube" / "gpusched.config").exists()
     assert not list((machine.state / "owned").iterdir())
+
+
+@pytest.mark.slow
+def test_uninstall_deletes_each_overlay_that_was_applied_and_no_other(machine: Machine) -> None:
+    """KEDA's APIService has the name of prometheus-adapter's; mps has a ClusterRole that no other overlay has."""
+    machine.put("gpus", "6")
+    machine.run("--with", "keda")
+    machine.run("--with", "keda", "--only", "sharing,service", "--sharing", "mps")
+    back = machine.run("--uninstall", "--only", "service", "--with", "keda")
+    assert back.calls == [
+        DELETE[1],
+        "group: microk8s kubectl delete --ignore-not-found -k /repo/manifests/overlays/mps",
+        DELETE[2],
+    ]
+    machine.run("--only", "service", "--with", "keda")
+    assert "prometheus-adapter" not in machine.run("--uninstall", "--dry-run", "--with", "keda").out
+
+
+@pytest.mark.slow
+def test_what_monitoring_leaves_outside_our_namespace_carries_our_label() -> None:
+    """Taken back by its label."""
+    things = [
+        t for t in yaml.safe_load_all((ROOT / "manifests/monitoring/prometheus-access.yaml").read_text()) if t
+    ]
+    for thing in things:
+        assert thing["kind"] in ("Role", "RoleBinding")
+        assert thing["metadata"]["namespace"] == "observability"
+        assert thing["metadata"]["labels"]["app.kubernetes.io/part-of"] == "gpusched"
 
 
 @pytest.mark.slow

@@ -119,6 +119,20 @@ def test_a_second_prometheus_stack_is_not_installed(machine: Machine) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("api", ["external", "custom"])
+def test_the_server_of_a_metrics_api_is_not_taken_over(machine: Machine, api: str) -> None:
+    """One APIService of that name in a cluster: KEDA's, or another adapter's."""
+    name = f"v1beta1.{api}.metrics.k8s.io"
+    machine.put("apiservices", f"NAME  NS\nv1.apps  <none>\n{name}   keda")
+    result = machine.run()
+    assert result.code == 2
+    assert f"another server: {name} of keda" in result.out and "--with keda" in result.out
+    assert not [call for call in result.calls if "apply -k" in call]
+    machine.put("apiservices", f"v1.apps  <none>\n{name}   gpusched-metrics")
+    assert machine.run().code == 0, "our own is no hindrance"
+
+
+@pytest.mark.slow
 def test_a_broken_operator_is_made_anew(machine: Machine) -> None:
     machine.run("--skip", "gpu,sharing,service,kubeconfig")
     machine.put("release-gpu", "gpu-operator gpu-operator-resources failed gpu-operator-v25.10.0")

@@ -151,6 +151,9 @@ def test_the_role_is_the_least() -> None:
         | allowed("", "configmaps", "", "create")
         | allowed("", "configmaps", "gpusched-journal", "get patch delete")
         | allowed("", "services", "triton", "get")
+        | allowed("metrics.k8s.io", "pods", "", "list")
+        | allowed("external.metrics.k8s.io", "triton_queue_microseconds", "", "list")
+        | allowed("custom.metrics.k8s.io", "pods/triton_in_flight", "", "get")
     )
 
 

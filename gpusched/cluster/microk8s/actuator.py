@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import re
+import time
 from dataclasses import dataclass, field
 
 from gpusched.cluster.microk8s import hpa as hpas
+from gpusched.cluster.microk8s.autoscalers import delete_hpa, scales
 from gpusched.cluster.microk8s.client import Api, Deadline
 from gpusched.cluster.microk8s.desired import (
     MPS_ENV,
@@ -29,7 +31,6 @@ from gpusched.cluster.microk8s.kinds import (
     dig,
     made_by,
     name_of,
-    uid_of,
 )
 from gpusched.cluster.microk8s.pods import pods_of, resize
 from gpusched.cluster.microk8s.server import TOLERANCE_SINCE, Server
@@ -76,7 +77,8 @@ class Actuator:
         self.start_cpu = cpu_of(self._container(deployment), str(target))
         self.cpu: Cpu | None = None
         self.hpa_target = math.nan
-        self._hpa_made = False
+        self.hpa_from = Deadline(0.0)
+        """No HPA is made before: one of the same name was removed, and the controller still remembers it."""
         self._share_checked: float | None = None
 
     def _container(self, deployment: Dict) -> Dict:
@@ -99,33 +101,48 @@ class Actuator:
         `instances_known` is what one replica runs where the Deployment has no lever for it.
         """
         deployment = self.read(deadline)
+        hpa = self._hpa(deadline)
         if wanted.hpa is not None:
-            self._autoscale(wanted.hpa, deadline)
+            self._autoscale(wanted.hpa, hpa, deadline)
         elif wanted.replicas is not None:
-            self._scale(deployment, wanted.replicas, deadline)
+            self._scale(deployment, wanted.replicas, hpa, deadline)
         self._roll(deployment, wanted, instances_known, deadline)
         if wanted.cpu_cores is not None and self.server.resize:
             self.cpu = self.start_cpu.scaled(wanted.cpu_cores)
         self.resize_new(pods_of(self.api, self.target.namespace, deployment, deadline), deadline)
 
-    def _scale(self, deployment: Dict, replicas: int, deadline: Deadline) -> None:
+    def _hpa(self, deadline: Deadline) -> Dict | None:
+        """Return the HPA of our name, None without one; ClusterError where one that is not ours scales the Deployment.
+
+        Whatever deploys the service may make the one again that `take` set aside. It would scale against the policy;
+        beside ours, neither would scale (AmbiguousSelector).
+        """
+        t, named = self.target, None
+        for hpa in self.api.list(HPAS, t.namespace, deadline):
+            if name_of(hpa) == t.deployment:
+                named = hpa
+            if scales(hpa, t.deployment) and (hpa is not named or made_by(hpa) != self.holder):
+                raise self._not_ours(hpa)
+        return named
+
+    def _not_ours(self, hpa: Dict) -> ClusterError:
+        name, namespace = name_of(hpa), self.target.namespace
+        return ClusterError(
+            f"HorizontalPodAutoscaler {name} in namespace {namespace}: appeared during the trial and is not ours. "
+            f"Remove what made it, then repeat the trial: kubectl delete hpa {name} -n {namespace}"
+        )
+
+    def _scale(self, deployment: Dict, replicas: int, hpa: Dict | None, deadline: Deadline) -> None:
         """Set the replica count; an HPA of ours would undo it, so it goes first."""
         t = self.target
-        self.remove_hpa(deadline)
+        if hpa is not None and made_by(hpa) == self.holder:
+            delete_hpa(self.api, hpa, deadline)
+        self.hpa_target = math.nan
         if dig(deployment, "spec", "replicas") != replicas:
             body = {"spec": {"replicas": replicas}}
             self.api.call("patch", SCALE, t.namespace, t.deployment, body=body, deadline=deadline)
 
-    def remove_hpa(self, deadline: Deadline) -> None:
-        """Delete the HPA this actuator made, if there is one."""
-        if not self._hpa_made:
-            return
-        live = self.api.get(HPAS, self.target.namespace, self.target.deployment, deadline)
-        if live is not None and made_by(live) == self.holder:
-            delete_hpa(self.api, live, deadline)
-        self._hpa_made, self.hpa_target = False, math.nan
-
-    def _autoscale(self, spec: HPASpec, deadline: Deadline) -> None:
+    def _autoscale(self, spec: HPASpec, live: Dict | None, deadline: Deadline) -> None:
         """Create or change our HPA by server-side apply.
 
         `force` takes fields back that somebody else has changed in the HPA we made; it is never used on one that
@@ -133,15 +150,12 @@ class Actuator:
         """
         t = self.target
         wanted = hpas.manifest(spec, t.metrics, t.namespace, t.deployment, self.holder)
-        live = self.api.get(HPAS, t.namespace, t.deployment, deadline)
-        if live is not None and made_by(live) != self.holder:
-            raise ClusterError(
-                f"HorizontalPodAutoscaler {t.deployment} in namespace {t.namespace}: appeared during the trial and is not "
-                f"ours. Remove what made it, then repeat the trial: kubectl delete hpa {t.deployment} -n {t.namespace}"
-            )
+        if live is None:
+            self._wait_to_make(deadline)
+        elif made_by(live) != self.holder:
+            raise self._not_ours(live)
         if live is None or not hpas.holds(wanted, live):
             self._check_tolerance(spec)
-            self._hpa_made = True  # also where the answer is lost
             live = self.api.call(
                 "patch", HPAS, t.namespace, t.deployment, body=wanted, patch="apply",
                 query={"force": "false" if live is None else "true"}, deadline=deadline,
@@ -149,6 +163,15 @@ class Actuator:
             live = self._without_behavior(wanted, live, deadline)
         self._check_kept(wanted, live)
         self.hpa_target = spec.target
+
+    def _wait_to_make(self, deadline: Deadline) -> None:
+        """Return once an HPA may be made; TimeoutError where the deadline comes first."""
+        wait_s = self.hpa_from.left_s
+        if wait_s >= deadline.left_s:
+            raise TimeoutError(
+                f"an HPA of this name was removed, and its controller forgets it in {wait_s:.0f} s"
+            )
+        time.sleep(max(wait_s, 0.0))
 
     def _without_behavior(self, wanted: Dict, live: Dict, deadline: Deadline) -> Dict:
         """Remove a behaviour that an earlier spec left: what the API filled in itself belongs to nobody and stays."""
@@ -249,14 +272,3 @@ def instance_readers(deployment: Dict, name: str) -> list[tuple[str, str, str]]:
             if value is not None:
                 readers.append((kind, str(one["name"]), value))
     return readers
-
-
-def delete_hpa(api: Api, live: Dict, deadline: Deadline) -> None:
-    """Delete exactly this HPA; one that somebody made in its place stays."""
-    body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid_of(live)}}
-    namespace, name = str(dig(live, "metadata", "namespace")), name_of(live)
-    try:
-        api.call("delete", HPAS, namespace, name, body=body, exact=True, deadline=deadline)
-    except ApiFailure as refused:
-        if refused.status not in (404, 409):
-            raise

@@ -63,6 +63,7 @@ def node_ip(api: Api, deadline: Deadline) -> str:
 
 def prometheus_url(api: Api, deadline: Deadline) -> str:
     """Return "http://host:port" of the cluster's Prometheus; ClusterError with the cure where none is found."""
+    hidden: ApiFailure | None = None
     for namespace in MONITORING:
         for label in PROMETHEUS:
             try:
@@ -70,10 +71,13 @@ def prometheus_url(api: Api, deadline: Deadline) -> str:
             except ApiFailure as refused:
                 if refused.status != 403:
                     raise
-                raise ClusterError(f"{refused} Or say where it answers: cluster.prometheus=URL.") from None
+                hidden = hidden or refused
+                continue
             for service in found:
                 if dig(service, "spec", "clusterIP") not in (None, "None"):
                     return f"http://{cluster_ip(service, http_port(service), namespace, name_of(service))}"
+    if hidden is not None:
+        raise ClusterError(f"{hidden} Or say where it answers: cluster.prometheus=URL.")
     raise ClusterError(
         f"no Prometheus found in the namespaces {' and '.join(MONITORING)} (Services labelled {' or '.join(PROMETHEUS)}). "
         "Install it (install.sh, or microk8s enable observability), or say where it answers: cluster.prometheus=URL."

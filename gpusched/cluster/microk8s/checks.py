@@ -43,6 +43,7 @@ REVIEWS = Kind(
 POD_METRICS = Kind(root="/apis/metrics.k8s.io/v1beta1", plural="pods", kind="PodMetrics")
 EXTERNAL = "/apis/external.metrics.k8s.io/v1beta1"
 CUSTOM = "/apis/custom.metrics.k8s.io/v1beta1"
+SEEN, UNKNOWN, HIDDEN = "seen", "unknown", "may not be looked at"
 GPUS = ("nvidia.com/gpu", "nvidia.com/gpu.shared")
 
 RIGHTS = (
@@ -73,7 +74,7 @@ def run(hold: Hold, service: str, url: str, most: int) -> list[Check]:
     if first.status == FAIL:
         return [first]
     looks: list[tuple[str, Callable[[], Check]]] = [
-        ("rights", lambda: _rights(hold)),
+        ("rights", lambda: _rights(hold, service)),
         ("Deployment", lambda: _deployment(hold)),
         ("autoscalers", lambda: _autoscalers(hold)),
         ("journal", lambda: _journal(hold)),
@@ -98,9 +99,9 @@ def _server(hold: Hold) -> Check:
     return Check(name="API server", status=OK, detail=f"Kubernetes {hold.server} at {hold.api.host}; {how}")
 
 
-def _may(hold: Hold, verb: str, kind: Kind) -> bool:
+def _may(hold: Hold, service: str, verb: str, kind: Kind) -> bool:
     """Ask the API server whether we may."""
-    names = {CONFIGMAPS: JOURNAL, DEPLOYMENTS: hold.target.deployment, HPAS: hold.target.deployment}
+    names = {CONFIGMAPS: JOURNAL, SERVICES: service}
     nameless = verb in ("create", "list", "watch") or kind in (PODS, RESIZE)
     asked = {
         "namespace": hold.target.namespace, "verb": verb, "group": kind.group, "resource": kind.plural,
@@ -115,12 +116,12 @@ def _may(hold: Hold, verb: str, kind: Kind) -> bool:
     return bool(dig(answer, "status", "allowed"))
 
 
-def _rights(hold: Hold) -> Check:
-    missing = [f"{verb} {kind}" for verb, kind in RIGHTS if not _may(hold, verb, kind)]
+def _rights(hold: Hold, service: str) -> Check:
+    missing = [f"{verb} {kind}" for verb, kind in RIGHTS if not _may(hold, service, verb, kind)]
     if missing:
         return Check(name="rights", status=FAIL, detail=f"missing in {hold.target.namespace}: {', '.join(missing)}",
                      cure="Use the service account of manifests/base, whose Role has them.")  # fmt: skip
-    more = [f"{verb} {kind}" for verb, kind in EXCESS if _may(hold, verb, kind)]
+    more = [f"{verb} {kind}" for verb, kind in EXCESS if _may(hold, service, verb, kind)]
     if more:
         return Check(name="rights", status=WARN, detail=f"more than needed, such as {', '.join(more)}",
                      cure="A trial needs no administrator: use the service account of manifests/base.")  # fmt: skip
@@ -204,26 +205,30 @@ def _hpa_metrics(hold: Hold) -> Check:
         "queue": _answers(hold, external, "", {}),
         "in_flight": _answers(hold, every, "*", query),
     }
-    have, lack = ([name for name, ok in there.items() if ok is want] for want in (True, False))
-    detail = f"seen: {', '.join(have) or 'none'}; unknown: {', '.join(lack) or 'none'}"
-    if "cpu" in lack:
+    told = {how: [name for name, seen in there.items() if seen == how] for how in (SEEN, UNKNOWN, HIDDEN)}
+    detail = "; ".join(f"{how}: {', '.join(names)}" for how, names in told.items() if names)
+    if "cpu" in told[UNKNOWN]:
         return Check(name="HPA metrics", status=FAIL, detail=detail,
                      cure="Enable metrics-server (microk8s enable metrics-server) and start a replica.")  # fmt: skip
-    cure = (
-        "Only an HPA on these needs them: kubectl apply -k manifests/overlays/prometheus-adapter"
-        if lack
-        else ""
-    )
-    return Check(name="HPA metrics", status=WARN if lack else OK, detail=detail, cure=cure)
+    cures = []
+    if told[UNKNOWN]:
+        cures.append(
+            "Only an HPA on what is unknown needs it: kubectl apply -k manifests/overlays/prometheus-adapter"
+        )
+    if told[HIDDEN]:
+        cures.append("To look, use the Role of manifests/base; the HPA's controller has rights of its own.")
+    return Check(name="HPA metrics", status=WARN if cures else OK, detail=detail, cure=" ".join(cures))
 
 
-def _answers(hold: Hold, kind: Kind, name: str, query: dict[str, str]) -> bool:
-    """Return whether a metrics API has at least one value."""
+def _answers(hold: Hold, kind: Kind, name: str, query: dict[str, str]) -> str:
+    """Return SEEN where a metrics API has at least one value, UNKNOWN where it has none, HIDDEN where we may not look."""
     verb = "get" if name else "list"
     try:
         found = hold.api.call(
             verb, kind, hold.target.namespace, name, query=query, deadline=Deadline(METRICS_S)
         )
-    except (ApiFailure, Unreachable):
-        return False
-    return bool(found.get("items"))
+    except ApiFailure as refused:
+        return HIDDEN if refused.status == 403 else UNKNOWN
+    except Unreachable:
+        return UNKNOWN
+    return SEEN if found.get("items") else UNKNOWN

@@ -40,6 +40,8 @@ PATCHES = {
 }
 FIRST_WAIT_S, MOST_WAIT_S = 0.1, 5.0
 """Back-off: the first wait, doubled up to the longest, each drawn from its upper half (jitter)."""
+UNPROVEN = ("CERTIFICATE_VERIFY_FAILED", "doesn't match")
+"""How OpenSSL and urllib3 say that the server is not who it should be."""
 IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 MICROK8S = Path("/var/snap/microk8s/current/credentials/client.config")
 
@@ -142,14 +144,15 @@ class Api:
             for line in _lines(response, deadline, quiet_s):
                 yield json.loads(line)
         except _Again as again:
-            raise self._lost(call, again) from again
+            raise self._lost(call, again, again.after_s) from again
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise self._lost(call, error) from error
 
-    def _lost(self, call: Call, error: Exception) -> Unreachable:
+    def _lost(self, call: Call, error: Exception, after_s: float = 0.0) -> Unreachable:
         return Unreachable(
             f"Kubernetes at {self.host}: could not {call} in time ({error}). "
-            "Check that the API server runs and answers: kubectl get --raw /readyz"
+            "Check that the API server runs and answers: kubectl get --raw /readyz",
+            after_s,
         )
 
     def _answer(self, call: Call, body: Any, query: dict[str, str], content: str, deadline: Deadline) -> tuple[int, Dict, Any]:  # fmt: skip
@@ -158,11 +161,6 @@ class Api:
             return response.status, self._read(response, deadline), response.headers
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise _Again(f"{type(error).__name__}: {error}") from error
-        except ApiException as error:
-            raise ClusterError(
-                f"Kubernetes at {self.host}: no secure connection ({str(error.reason).splitlines()[-1]}). "
-                "Check the certificate authority in the kubeconfig (MicroK8s: microk8s config)."
-            ) from None
 
     def _open(self, call: Call, body: Any, query: dict[str, str], content: str, deadline: Deadline, quiet_s: float) -> Any:  # fmt: skip
         """Send the request and return the open response; no wait for a byte is longer than what is left."""
@@ -177,7 +175,19 @@ class Api:
             METHODS[call.verb], call.kind.path(call.namespace, call.name), query_params=list(query.items()),
             header_params=headers, body=body, auth_settings=["BearerToken"],
         )  # fmt: skip
-        return client.call_api(*made, _request_timeout=limit_s).response
+        try:
+            return client.call_api(*made, _request_timeout=limit_s).response
+        except ApiException as error:  # what kubernetes/client/rest.py makes of every SSLError
+            raise self._insecure(str(error.reason).splitlines()[-1]) from None
+
+    def _insecure(self, why: str) -> Exception:
+        """Return what a failed TLS connection means: a bad certificate stays bad, a connection that is cut may not."""
+        if not any(words in why for words in UNPROVEN):
+            return _Again(why)
+        return ClusterError(
+            f"Kubernetes at {self.host}: no secure connection ({why}). "
+            "Check the certificate authority in the kubeconfig (MicroK8s: microk8s config)."
+        )
 
     def _read(self, response: Any, deadline: Deadline) -> Dict:
         parts = []
@@ -199,7 +209,8 @@ class Api:
         refused = failure(call, status, answer)
         raced = status == 409 and refused.reason == "Conflict" and not refused.causes and not exact
         if raced or status == 429 or status >= 500:
-            raise _Again(f"{status} {refused.reason}".strip(), _retry_after(headers.get("Retry-After")))
+            said = " ".join(f"{status} {refused.reason}: {refused.said}".split())
+            raise _Again(said, _retry_after(headers.get("Retry-After")))
         raise refused
 
 

@@ -72,7 +72,9 @@ class Cpu:
 
         The request keeps its share of the limit, as in the simulator, so that an HPA's CPU target means the same
         at every size. Equal stays equal and less stays less, because a resize may not change the pod's QoS class.
+        Both are whole thousandths, as the API keeps them; else a size would differ from what was sent for ever.
         """
+        limit = float(number(milli(limit)))
         request = (
             limit if self.request == self.limit else min(limit * self.request / self.limit, limit - 0.001)
         )

@@ -6,7 +6,8 @@ import logging
 import math
 import statistics
 
-from gpusched.cluster.microk8s.actuator import Actuator, Target, delete_hpa, instance_readers
+from gpusched.cluster.microk8s.actuator import Actuator, Target, instance_readers
+from gpusched.cluster.microk8s.autoscalers import FORGET_S, delete_hpa, kept, scales
 from gpusched.cluster.microk8s.client import Access, Api, Deadline
 from gpusched.cluster.microk8s.desired import MPS_ENV, Wanted, container, env_of
 from gpusched.cluster.microk8s.failures import Unreachable
@@ -60,6 +61,11 @@ class Hold:
             self._server = look(self.api, Deadline(LOOK_S))
         return self._server
 
+    @property
+    def levers(self) -> list[str]:
+        """The pods' environment variables that a trial may set."""
+        return [MPS_ENV, self.target.instances_env]
+
     # --- taking ---
 
     def take(self, restore_s: float) -> None:
@@ -71,17 +77,21 @@ class Hold:
         self._last = None
         log.info("Kubernetes %s at %s, %s", self.server, self.api.host, self.target)
         self.look()
-        self._recover(restore_s)
+        recovered = self._recover(restore_s)
         deadline = Deadline(LOOK_S)
         deployment = self.look()
-        hpa = self._only_hpa(deadline)
+        hpa = next(iter(self.autoscalers(deadline)), None)  # all have one name
         self.actuator = Actuator(self.api, self.server, self.target, deployment, self.owner.token)
         pods = [pod for pod in pods_of(self.api, self.target.namespace, deployment, deadline) if stays(pod)]
         self.journal = Journal(self.api, self.target.namespace, self.owner)
-        self.journal.write(found(deployment, hpa, pods), deadline)
+        # An HPA of a trial whose journal is gone is not given back.
+        theirs = None if hpa is None or made_by(hpa) else hpa
+        self.journal.write(found(deployment, theirs, pods, self.levers), deadline)
         if hpa is not None:
-            # Nobody scales during the warm-up, and an HPA made anew starts without the old one's memory.
-            delete_hpa(self.api, hpa, deadline)
+            delete_hpa(self.api, hpa, deadline)  # nobody scales during the warm-up
+        if hpa is not None or recovered:
+            # An HPA made anew starts without the old one's memory only once a sync has missed that one.
+            self.actuator.hpa_from = Deadline(FORGET_S)
 
     def look(self) -> Dict:
         """Return the Deployment; ClusterError with the cure where there is none or it is not ours to change."""
@@ -99,35 +109,26 @@ class Hold:
         Actuator(self.api, self.server, t, one, self.owner.token)  # reads the container's CPU
         return one
 
-    def _recover(self, restore_s: float) -> None:
-        """Restore from a dead trial's journal; ClusterError where its owner lives or something cannot be undone."""
+    def _recover(self, restore_s: float) -> bool:
+        """Restore from a dead trial's journal, if there is one, and return whether there was.
+
+        Raises ClusterError where its owner lives or something cannot be undone.
+        """
         journal = Journal(self.api, self.target.namespace, self.owner)
         old = journal.read(Deadline(LOOK_S))
         if old is None:
-            return
+            return False
         journal.refuse_if_held(old)
         log.warning("a trial ended without giving the cluster back; restoring it first")
         self._restore_from(journal, journal.claim(old, Deadline(LOOK_S)), restore_s)
-
-    def _only_hpa(self, deadline: Deadline) -> Dict | None:
-        """Return the HPA of the Deployment, if any, ours to replace; one of a trial whose journal is gone is removed."""
-        mine = None
-        for hpa in self.autoscalers(deadline):
-            if made_by(hpa):
-                delete_hpa(self.api, hpa, deadline)
-            else:
-                mine = hpa
-        return mine
+        return True
 
     def autoscalers(self, deadline: Deadline) -> list[Dict]:
         """Return the HPAs of the Deployment; ClusterError where one is not ours to set aside."""
-        wanted = (DEPLOYMENTS.kind, self.target.deployment)
-        found = []
-        for hpa in self.api.list(HPAS, self.target.namespace, deadline):
-            ref = dig(hpa, "spec", "scaleTargetRef") or {}
-            if (ref.get("kind"), ref.get("name")) == wanted:
-                self._check_hpa(hpa)
-                found.append(hpa)
+        every = self.api.list(HPAS, self.target.namespace, deadline)
+        found = [hpa for hpa in every if scales(hpa, self.target.deployment)]
+        for hpa in found:
+            self._check_hpa(hpa)
         return found
 
     def _check_hpa(self, hpa: Dict) -> None:
@@ -144,6 +145,8 @@ class Hold:
                 f"{where}: scales {t.deployment} too and is not ours (label {PART_OF}={OURS}, name {t.deployment}), so two "
                 f"autoscalers would fight. Remove it during trials: kubectl delete hpa {name} -n {t.namespace}"
             )
+        if finalizers := dig(hpa, "metadata", "finalizers"):
+            raise kept(t.namespace, name, finalizers)
 
     # --- holding ---
 
@@ -247,7 +250,7 @@ class Hold:
     def _restore_from(self, journal: Journal, current: Dict, restore_s: float) -> None:
         deadline = Deadline(restore_s)
         was = found_in(current)
-        levers = [MPS_ENV, self.target.instances_env]
+        levers = was.get("levers", self.levers)  # the dead trial's, whatever the configuration calls them now
         left = Restorer(self.api, was, levers, self.server.resize).run(deadline)
         if left:
             text = "\n".join(left)

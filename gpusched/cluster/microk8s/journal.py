@@ -162,9 +162,10 @@ def _pointer(annotation: str) -> str:
     return "/metadata/annotations/" + annotation.replace("~", "~0").replace("/", "~1")
 
 
-def found(deployment: Dict, hpa: Dict | None, pods: list[Dict]) -> Dict:
-    """Return all that a trial may change, as it is now."""
+def found(deployment: Dict, hpa: Dict | None, pods: list[Dict], levers: list[str]) -> Dict:
+    """Return all that a trial may change, as it is now; `levers` are the variables of the pods that it may set."""
     return {
+        "levers": levers,
         "deployment": _kept(deployment),
         "hpa": None if hpa is None else _kept(hpa),
         "pods": {

@@ -19,8 +19,25 @@ GONE = ("Succeeded", "Failed")
 
 
 def pods_of(api: Api, namespace: str, deployment: Dict, deadline: Deadline) -> list[Dict]:
-    """Return every pod the Deployment's selector finds, terminating ones too."""
-    return api.list(PODS, namespace, deadline, labelSelector=selector(deployment))
+    """Return the Deployment's pods, terminating ones too; one made by hand with the same labels is none of them.
+
+    Before an API server without controllers nobody owns a pod, and the labels are all there is.
+    """
+    found = api.list(PODS, namespace, deadline, labelSelector=selector(deployment))
+    if not any(_controller(pod) for pod in found):
+        return found
+    return [pod for pod in found if _is_of(pod, name_of(deployment))]
+
+
+def _controller(pod: Dict) -> Dict:
+    owners = dig(pod, "metadata", "ownerReferences") or []
+    return next((one for one in owners if one.get("controller")), {})
+
+
+def _is_of(pod: Dict, deployment: str) -> bool:
+    """Return whether the Deployment's ReplicaSet controls a pod: it is called by the template's hash."""
+    owner, code = _controller(pod), dig(pod, "metadata", "labels", "pod-template-hash")
+    return (owner.get("kind"), owner.get("name")) == ("ReplicaSet", f"{deployment}-{code}")
 
 
 def stays(pod: Dict) -> bool:
@@ -82,7 +99,8 @@ def resize(api: Api, namespace: str, pods: Iterable[Dict], name: str, cpu: Cpu, 
             )
             changed += 1
         except ApiFailure as refused:
-            if refused.status == 404 or (refused.status != 403 and dig(pod, "status", "phase") == "Pending"):
+            pending = dig(pod, "status", "phase") == "Pending"
+            if refused.status == 404 or (pending and not refused.lacks_right):
                 log.debug("pod %s not resized yet: %s", name_of(pod), refused)
                 continue
             raise

@@ -40,19 +40,30 @@ def wait_ready(api: Api, namespace: str, name: str, replicas: int, timeout_s: fl
         if rolled_out(seen, replicas):
             return
     ready = (dig(last, "status", "readyReplicas") or 0) if last else 0
-    why = (
-        reasons(pods_of(api, namespace, last, Deadline(LOOK_S))) if last else "the API server did not answer"
-    )
+    why = "the API server did not answer"
+    if last:
+        why = reasons(last, pods_of(api, namespace, last, Deadline(LOOK_S)))
     raise ClusterError(
         f"Deployment {name} in namespace {namespace}: {ready} of {replicas} replicas ready after {timeout_s:g} s "
         f"({why}). See kubectl describe pods -n {namespace}; a slow start needs cluster.ready_timeout_s=SECONDS."
     )
 
 
-def reasons(pods: list[Dict]) -> str:
-    """Return why pods are not ready, in the control plane's own words."""
-    told = [f"{name_of(pod)}: {_reason(pod)}" for pod in pods if stays(pod) and not _is_ready(pod)]
-    return "; ".join(told[:3]) or "no pod was created: see the Deployment's events"
+def reasons(deployment: Dict, pods: list[Dict]) -> str:
+    """Return why pods are not ready, or not there, in the control plane's own words; each reason once."""
+    told = {
+        str(c.get("message")): str(c.get("reason"))
+        for c in dig(deployment, "status", "conditions") or []
+        if c.get("type") == "ReplicaFailure" and c.get("status") == "True"
+    }
+    waiting = [pod for pod in pods if stays(pod) and not _is_ready(pod)]
+    # What a node rejects stays as Failed beside the pods that replace it; old ones may have other reasons.
+    failed = [pod for pod in pods if dig(pod, "status", "phase") == "Failed"]
+    failed.sort(key=lambda pod: str(dig(pod, "metadata", "creationTimestamp")), reverse=True)
+    for pod in waiting + failed:
+        told.setdefault(_reason(pod), name_of(pod))
+    lines = [f"{who}: {why}" for why, who in told.items()]
+    return "; ".join(lines[:3]) or "no pod was created: see the Deployment's events"
 
 
 def _is_ready(pod: Dict) -> bool:
@@ -61,6 +72,8 @@ def _is_ready(pod: Dict) -> bool:
 
 
 def _reason(pod: Dict) -> str:
+    if reason := dig(pod, "status", "reason"):  # the kubelet's, for a pod it rejected or evicted
+        return ": ".join(filter(None, (reason, dig(pod, "status", "message"))))
     for status in dig(pod, "status", "containerStatuses") or []:
         if waiting := dig(status, "state", "waiting"):
             return " ".join(str(waiting[k]) for k in ("reason", "message") if waiting.get(k))

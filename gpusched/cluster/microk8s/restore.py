@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from gpusched.cluster.microk8s.actuator import delete_hpa
+from gpusched.cluster.microk8s.autoscalers import delete_hpa, kept
 from gpusched.cluster.microk8s.client import FIRST_WAIT_S, Api, Deadline
 from gpusched.cluster.microk8s.desired import env_of, template_patch
 from gpusched.cluster.microk8s.failures import ApiFailure
@@ -111,7 +111,10 @@ class Restorer:
         was = self.found["hpa"]
         if was is None or self._deployment(deadline) is None:
             return
-        if self.api.get(HPAS, self.namespace, name_of(was), deadline) is not None:
+        live = self.api.get(HPAS, self.namespace, name_of(was), deadline)
+        if live is not None:
+            if dig(live, "metadata", "deletionTimestamp") is not None:
+                raise kept(self.namespace, name_of(was), dig(live, "metadata", "finalizers") or [])
             return
         # The server makes a new uid and tracks owners of fields itself.
         metadata = {k: v for k, v in was["metadata"].items() if k not in ("uid", "managedFields")}

@@ -26,26 +26,28 @@ def follow(
 ) -> Iterator[Dict | None]:
     """Yield the object now and at every change until the deadline; None while it does not exist.
 
-    Resumes from the last version seen, bookmarks included; lists again on 410; reconnects with growing jittered
-    waits. `between` is called before every connection.
+    Resumes from the last version seen, bookmarks included; lists again on 410. A connection that brought no event
+    makes the least time between two longer. `between` is called before every connection.
     """
     version, wait_s = "", FIRST_WAIT_S
     while deadline.left_s > 0:
         between()
+        soonest, after_s, heard = Deadline(wait_s * random.uniform(0.5, 1.0)), 0.0, False
         try:
             if not version:
                 version, found = _now(api, kind, namespace, name, deadline)
                 yield found
             for seen, event_version in _events(api, kind, namespace, name, version, deadline):
-                version, wait_s = event_version, FIRST_WAIT_S
+                version, heard = event_version, True
                 if seen is not BOOKMARK:
                     yield seen
         except Expired:
             version = ""
         except Unreachable as lost:
-            log.debug("watch of %s %s broken (%s), again in %.1f s", kind, name, lost, wait_s)
-            time.sleep(max(0.0, min(wait_s * random.uniform(0.5, 1.0), deadline.left_s)))
-            wait_s = min(2 * wait_s, MOST_WAIT_S)
+            log.debug("watch of %s %s broken: %s", kind, name, lost)
+            after_s = lost.after_s
+        wait_s = FIRST_WAIT_S if heard else min(2 * wait_s, MOST_WAIT_S)
+        time.sleep(max(0.0, min(max(after_s, soonest.left_s), deadline.left_s)))
 
 
 BOOKMARK: Dict = {}
