@@ -151,6 +151,19 @@ def test_a_server_that_stays_silent_ends_the_trial(emulator: Emulator, tmp_path:
     one.give_back()
 
 
+def test_time_in_which_nothing_was_asked_is_no_silence(emulator: Emulator, tmp_path: Path) -> None:
+    """The first step comes after the warm-up, which may last longer than a silence may."""
+    one = build(emulator, tmp_path, "cluster.lost_metrics_s=0.4")
+    one.take()
+    time.sleep(0.6)
+    silence = emulator.fault(hang_s=5, times=10**6)
+    with pytest.raises(TimeoutError):
+        one.apply(scale(4), 0.2)
+    silence.times = 0
+    one.apply(scale(4), 2.0)
+    one.give_back()
+
+
 def test_looking_is_cheap(emulator: Emulator, tmp_path: Path) -> None:
     one = build(emulator, tmp_path)
     one.take()

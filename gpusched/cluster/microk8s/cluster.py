@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sys
 import time
@@ -98,7 +99,8 @@ class Microk8sCluster(LiveCluster):
             ),
             trial=" ".join(sys.argv[1:])[:200],
         )
-        self._heard_s = time.monotonic()
+        self._silent_since_s = math.inf
+        """When the first of the calls in a row that went unanswered began."""
 
     @property
     def _instances(self) -> int:
@@ -114,17 +116,18 @@ class Microk8sCluster(LiveCluster):
         timeout_s = self.config.ready_timeout_s
         self.hold.apply(wanted(start, self.limits), Deadline(timeout_s), self._instances)
         self.hold.wait_ready(self.trial.start_replicas, timeout_s)
-        self._heard_s = time.monotonic()
 
     def apply(self, controls: Controls, deadline_s: float) -> None:
+        begun_s = time.monotonic()
         try:
             self.hold.apply(wanted(controls, self.limits), Deadline(deadline_s), self._instances)
         except Unreachable as lost:
-            silent_s = time.monotonic() - self._heard_s
+            self._silent_since_s = min(self._silent_since_s, begun_s)
+            silent_s = time.monotonic() - self._silent_since_s
             if silent_s > self.config.lost_metrics_s:
                 raise ClusterError(f"{lost} Nothing could be set for {silent_s:.0f} s.") from lost
             raise TimeoutError(str(lost)) from lost
-        self._heard_s = time.monotonic()
+        self._silent_since_s = math.inf
 
     def state(self) -> ReplicaState:
         return self.hold.state(Deadline(STATE_S))
