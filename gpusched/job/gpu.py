@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from gpusched.core.errors import GateError, InputError, refuse
 from gpusched.core.service import Constant, Service
-from gpusched.job.fit import DRAWS, LEVEL, Estimate
+from gpusched.job.fit import DRAWS, LEVEL, Estimate, line
 from gpusched.job.profile import machine, plain, renewed, said, write
 from gpusched.job.setup import Chore, Result, Setup
 from gpusched.live.gpu import GPU, WORKER, Stretch, Workers, held_bytes, look, mps
@@ -198,7 +198,7 @@ def constants(service: Service, seen: Seen, when: str) -> dict[str, Constant]:
     """Return the constants that were measured, by name."""
     rng = np.random.default_rng(0)
     fitted = [s for s in seen.alone if s.size <= service.max_batch.value]
-    lines = bootstrap(lambda some: np.concatenate([line(some, gpu_s), line(some, host_s)]), fitted, rng)
+    lines = bootstrap(lambda some: np.concatenate([by_size(some, gpu_s), by_size(some, host_s)]), fitted, rng)
     what = f"{seen.runs} in a process of its own, batches of at most {max(s.size for s in fitted)}"
     largest = [s for s in fitted if s.size == max(t.size for t in fitted)]
     (cv,) = bootstrap(lambda some: np.array([scatter(some)]), largest, rng)
@@ -252,11 +252,10 @@ def host_s(s: Stretch) -> float:
     return s.mean_s - gpu_s(s)
 
 
-def line(stretches: Sequence[Stretch], of: Callable[[Stretch], float]) -> NDArray[np.float64]:
-    """Return alpha and beta of alpha + beta·size, least squares, neither below 0."""
+def by_size(stretches: Sequence[Stretch], of: Callable[[Stretch], float]) -> NDArray[np.float64]:
+    """Return alpha and beta of a time that goes as alpha + beta·size."""
     sizes, times = np.array([s.size for s in stretches], dtype=float), np.array([of(s) for s in stretches])
-    beta = max(float(np.polyfit(sizes, times, 1)[0]), 0.0)
-    return np.array([max(float((times - beta * sizes).mean()), 0.0), beta])
+    return line(sizes, times, np.ones(len(stretches)))
 
 
 def scatter(stretches: Sequence[Stretch]) -> float:
