@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,12 @@ def test_learning_policies_train_and_act(action: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))])
 def test_every_experiment_composes(name: str, tmp_path: Path) -> None:
     make("experiment", name, tmp_path)
+
+
+def test_every_row_of_the_ablation_composes(tmp_path: Path) -> None:
+    """Its rows change PPO's keys, so PPO must be the policy before the sweep says anything."""
+    recipe = (CONF.parent / "Makefile").read_text().split("for row in", 1)[1].split("; do", 1)[0]
+    rows = [row for row in re.findall(r"policy\.[\w.]+=[\w\[\]]*", recipe)]
+    assert len(rows) >= 9
+    for row in rows:
+        make("experiment", "ablation", tmp_path, row)
