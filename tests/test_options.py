@@ -105,7 +105,7 @@ def test_every_experiment_composes(name: str, tmp_path: Path) -> None:
 def test_every_row_of_the_ablation_composes(tmp_path: Path) -> None:
     """Its rows change PPO's keys, so PPO must be the policy before the sweep says anything."""
     recipe = (CONF.parent / "Makefile").read_text().split("for row in", 1)[1].split("; do", 1)[0]
-    rows = [row for row in re.findall(r"policy\.[\w.]+=[\w\[\]]*", recipe)]
+    rows = re.findall(r"policy\.[\w.]+=[\w\[\]]*", recipe)
     assert len(rows) >= 9
     for row in rows:
         make("experiment", "ablation", tmp_path, row)
