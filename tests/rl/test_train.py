@@ -17,7 +17,7 @@ from gpusched.core.errors import InputError
 from gpusched.core.ports import Policy
 from gpusched.core.seeds import stream
 from gpusched.policy.network import read_network
-from gpusched.policy.ppo import PPO, ConvergenceConfig
+from gpusched.policy.ppo import FORMAT, PPO, ConvergenceConfig
 from gpusched.rl.train import Verdict, train
 from gpusched.rl.venv import Episodes
 
@@ -277,7 +277,7 @@ def copy(short: Path, folder: Path, **changes: Any) -> Path:
 
 
 def test_another_format(short: Path, tmp_path: Path) -> None:
-    assert "format = 99, this run has 3" in refused(copy(short, tmp_path, format=99))
+    assert f"format = 99, this run has {FORMAT}" in refused(copy(short, tmp_path, format=99))
 
 
 def test_weights_of_another_model(short: Path, tmp_path: Path) -> None:
