@@ -105,10 +105,16 @@ def test_without_an_hpa_nothing_is_changed_and_a_new_one_knows_no_past() -> None
     assert live(autoscaler, pods, busy, 106.0, begin_s=90.0)[1][0] <= 105.0
 
 
-def test_it_scales_on_the_requests_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("waiting", [[12.0], [12.0, 0.0], [5.0, 7.0]])
+def test_it_scales_on_the_requests_that_wait_for_any_version(
+    monkeypatch: pytest.MonkeyPatch, waiting: list[float]
+) -> None:
     names = ("nv_inference_queue_duration_us", "nv_inference_request_success")
-    page = text(dict.fromkeys(names, 0.0) | {"nv_inference_pending_request_count": 12.0})
-    monkeypatch.setattr("gpusched.cluster.local.autoscaler.get", lambda *_: (200, page))
+    still = dict.fromkeys(names, 0.0)
+    pages = [
+        text(still | {"nv_inference_pending_request_count": n}, str(v)) for v, n in enumerate(waiting, 1)
+    ]
+    monkeypatch.setattr("gpusched.cluster.local.autoscaler.get", lambda *_: (200, b"".join(pages)))
     busy = Busy(0.0)
     spec = HPASpec(metric="in_flight", target=8.0, max_replicas=6)
     assert live(made(spec), [pod(1, busy), pod(2, busy)], busy, 20.0)[0] == 3  # ceil(24 / 8)
@@ -128,16 +134,6 @@ def test_requests_that_execute_are_in_flight_too(monkeypatch: pytest.MonkeyPatch
     pods = [pod(1, busy), pod(2, busy)]
     assert live(made(HPASpec(metric="in_flight", target=4.0, max_replicas=6)), pods, busy, 20.0)[0] == 4
     assert live(made(HPASpec(metric="in_flight", target=2.0, max_replicas=6)), pods, busy, 20.0)[0] == 6
-
-
-def test_versions_of_the_model_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("nv_inference_queue_duration_us", "nv_inference_request_success")
-    first = dict.fromkeys(names, 0.0) | {"nv_inference_pending_request_count": 12.0}
-    page = text(first, "1") + text(dict.fromkeys(first, 0.0), "2")
-    monkeypatch.setattr("gpusched.cluster.local.autoscaler.get", lambda *_: (200, page))
-    busy = Busy(0.0)
-    spec = HPASpec(metric="in_flight", target=8.0, max_replicas=6)
-    assert live(made(spec), [pod(1, busy), pod(2, busy)], busy, 20.0)[0] == 3  # ceil(24 / 8)
 
 
 def test_it_scales_on_the_mean_time_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
