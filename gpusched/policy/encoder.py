@@ -81,6 +81,11 @@ class View:
         return self.seen.rate_rps_E * self.scale.think_s + self.seen.in_flight_E
 
     @property
+    def idle_E(self) -> NDArray[np.bool_]:
+        """Whether nobody asks: no answer in the window and no request at a replica, and both are known."""
+        return np.equal(self.seen.rate_rps_E, 0.0) & np.equal(self.seen.in_flight_E, 0.0)
+
+    @property
     def violation_share_E(self) -> Floats:
         """Share of the requests that failed or came late; what a failure calls for is learnt from lateness."""
         return self.seen.failed_share_E + (1.0 - self.seen.failed_share_E) * self.seen.slow_share_E
@@ -124,6 +129,10 @@ TREND = ("population_count", "violation_share", "replicas_ready")
 
 TREND_COLUMNS = [list(FEATURES).index(name) for name in TREND]
 
+PER_REQUEST_F = np.isin(
+    list(FEATURES), ["latency_mean", "latency_p95", "queue", "batch_size", "violation_share"]
+)
+"""Whether a feature cannot be measured while nobody asks."""
 
 USERS = TREND.index("population_count")
 
@@ -145,7 +154,8 @@ class Encoder:
     """Turns the observations of E environments into features [E, F], float32, finite, the same every time.
 
     A missing value (NaN) reads as the last one there was, as autoscalers hold on to what they know while monitoring is
-    down, or 0 where there was none. At the start of an episode the past is filled with the first observation.
+    down, or 0 where there was none. What is measured per request has no value either while nobody asks; that is known, so it
+    reads as 0. At the start of an episode the past is filled with the first observation.
     """
 
     def __init__(self, config: EncoderConfig, limits: Limits, envs: int) -> None:
@@ -181,7 +191,8 @@ class Encoder:
         with np.errstate(invalid="ignore", over="ignore"):
             for f, feature in enumerate(FEATURES.values()):
                 now_EF[:, f] = feature(view)
-        return np.where(np.isfinite(now_EF), now_EF, self._last_EF)
+        known_EF = np.where(view.idle_E[:, None] & PER_REQUEST_F, np.float32(0.0), self._last_EF)
+        return np.where(np.isfinite(now_EF), now_EF, known_EF)
 
     def _join(self, now_EF: Features, past_EHF: Features) -> Features:
         trend_EF = now_EF[:, TREND_COLUMNS]

@@ -17,7 +17,7 @@ from gpusched.core.ports import Action, Policy
 from gpusched.policy.encoder import Encoder, EncoderConfig, feature_names
 from gpusched.policy.network import Network, most_likely, read_network
 
-FORMAT = 4
+FORMAT = 5
 """Version of the model files; raised whenever a feature's meaning or the file layout changes."""
 
 MOST_THRIFT = 20.0

@@ -127,11 +127,20 @@ def level_event(env: Env, e: int, t: float) -> None:
     sim.slow_s[LEVEL] = levels[sim.level].from_s if sim.level < len(levels) else INF
 
 
+@jit
+def next_sync_s(sim: Any, t: float) -> float:
+    """When the controller looks at an HPA that it has just looked at, or that is new: a period later, and its own work.
+
+    Its queue makes every key wait for a sync period, that of a new HPA, too (podautoscaler/horizontal.go, enqueueHPA).
+    """
+    return float(t + sim.hpa_sync_s + 0.01 + 0.09 * uniform(sim))
+
+
 @allocating
 def hpa_event(env: Env, e: int, t: float) -> None:
     """One sync of the HPA controller; the next one comes a period after this one has ended."""
     sim, pods = env.sim_E[e], env.pods_EP[e]
-    sim.slow_s[HPA_SYNC] = t + sim.hpa_sync_s + 0.01 + 0.09 * uniform(sim)
+    sim.slow_s[HPA_SYNC] = next_sync_s(sim, t)
     api = np.zeros(sim.pods, hpa.POD)
     value = np.zeros((1, sim.pods), np.int64)
     sample_ms, window_ms, request = np.zeros_like(value), np.zeros_like(value), np.zeros_like(value)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusched.sim.control import BY_CPU, next_slow_s, slow_event
+from gpusched.sim.control import BY_CPU, next_slow_s, next_sync_s, slow_event
 from gpusched.sim.engine import run_alone, run_fleet, settle
 from gpusched.sim.fleet import accrue, busy_s, gpu
 from gpusched.sim.metrics import (
@@ -21,7 +21,7 @@ from gpusched.sim.metrics import (
     window_rows,
 )
 from gpusched.sim.pods import CADVISOR_BASE_S, create_pod, start_process
-from gpusched.sim.primitives import copy_row, entry, inlined, jit, quantile, uniform
+from gpusched.sim.primitives import copy_row, entry, inlined, jit, quantile
 from gpusched.sim.records import (
     DEPLOY,
     EXECUTING,
@@ -146,7 +146,7 @@ def apply(
         scale = 1.0 if sim.hpa_metric == BY_CPU else 1000.0
         sim.hpa.metrics[0].target = np.int64(round(hpa_target * scale))
         if sim.hpa_on == 0:
-            slow[HPA_SYNC] = sim.t + sim.hpa_sync_s * uniform(sim)
+            slow[HPA_SYNC] = next_sync_s(sim, sim.t)
     else:
         slow[HPA_SYNC] = INF
         deploy = replicas >= 0 and replicas != sim.replicas

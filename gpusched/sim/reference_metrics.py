@@ -158,13 +158,16 @@ class Metrics(ABC):
     # --- HPA ---
 
     def start_hpa(self) -> None:
-        """A controller without a past, looking at a phase of its own."""
+        """A controller without a past; a new HPA waits in its queue as long as one it has just looked at."""
         self.memory = np.zeros(1, dtype=hpa.MEMORY)
         self.history = [np.zeros(512, dtype=dtype) for dtype in (hpa.REC, hpa.EVENT, hpa.EVENT)]
-        self.clock_s[HPA_SYNC] = self.t + self.clocks.hpa_sync_s * self.stream.uniform()
+        self.clock_s[HPA_SYNC] = self.next_sync_s()
+
+    def next_sync_s(self) -> float:
+        return float(self.t + self.clocks.hpa_sync_s + 0.01 + 0.09 * self.stream.uniform())
 
     def hpa_sync(self) -> None:
-        self.clock_s[HPA_SYNC] = self.t + self.clocks.hpa_sync_s + 0.01 + 0.09 * self.stream.uniform()
+        self.clock_s[HPA_SYNC] = self.next_sync_s()
         assert self.hpa is not None
         packed, pods = hpa.pack(self.hpa), self.pods()
         packed.metrics_M["target"] = hpa.target_units(self.hpa.metric, self.hpa_target)

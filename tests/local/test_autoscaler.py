@@ -64,6 +64,16 @@ def made(spec: HPASpec, clocks: Clocks = CLOCKS) -> Autoscaler:
     return autoscaler
 
 
+def test_a_new_hpa_is_looked_at_when_a_sync_period_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controller's queue makes it wait like any other (podautoscaler/horizontal.go, enqueueHPA)."""
+    names = ("nv_inference_queue_duration_us", "nv_inference_request_success")
+    page = text(dict.fromkeys(names, 0.0) | {"nv_inference_pending_request_count": 12.0})
+    monkeypatch.setattr("gpusched.cluster.local.autoscaler.get", lambda *_: (200, page))
+    busy = Busy(0.0)
+    spec = HPASpec(metric="in_flight", target=8.0, max_replicas=3)
+    assert live(made(spec), [pod(1, busy), pod(2, busy)], busy, 20.0) == (3, [15.0])
+
+
 @pytest.mark.parametrize("cores", [0.1, 0.4, 0.5, 0.9])
 def test_it_asks_for_what_the_rule_says(cores: float) -> None:
     busy = Busy(cores)
@@ -133,7 +143,7 @@ def test_requests_that_execute_are_in_flight_too(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("gpusched.cluster.local.autoscaler.get", page)
     pods = [pod(1, busy), pod(2, busy)]
     assert live(made(HPASpec(metric="in_flight", target=4.0, max_replicas=6)), pods, busy, 20.0)[0] == 4
-    assert live(made(HPASpec(metric="in_flight", target=2.0, max_replicas=6)), pods, busy, 20.0)[0] == 6
+    assert live(made(HPASpec(metric="in_flight", target=2.0, max_replicas=6)), pods, busy, 35.0)[0] == 6  # doubled, twice
 
 
 def test_it_scales_on_the_mean_time_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:

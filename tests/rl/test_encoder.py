@@ -182,6 +182,29 @@ def test_while_metrics_are_missing_the_last_ones_stand() -> None:
     assert feature(again, "population_count-1") == [35.0, 37.0]
 
 
+def test_what_a_request_would_tell_is_0_while_nobody_asks_and_stands_while_requests_hang() -> None:
+    none = float("nan")
+    encoder = Encoder(CONFIG, Limits(), 3)
+    encoder.start(
+        seen(
+            3,
+            rate_rps_E=20.0,
+            in_flight_E=5.0,
+            latency_mean_s_E=0.6,
+            slow_share_E=0.25,
+            gpu_utilization_E=0.9,
+        )
+    )
+    features = encoder.follow(
+        seen(3, rate_rps_E=[0.0, 0.0, none], in_flight_E=[0.0, 4.0, none], latency_mean_s_E=none, slow_share_E=none,
+             failed_share_E=none, gpu_utilization_E=none)
+    )  # fmt: skip
+    before = round(float(np.log(4)), 5)
+    assert feature(features, "latency_mean") == [0.0, before, before]  # idle, stuck, metrics lost
+    assert feature(features, "violation_share") == [0.0, 0.25, 0.25]
+    assert feature(features, "gpu_utilization") == [0.9, 0.9, 0.9]  # the GPU's monitoring is another
+
+
 def test_a_new_episode_holds_nothing_of_the_former() -> None:
     encoder = Encoder(CONFIG, Limits(), 2)
     encoder.start(seen(2, in_flight_E=9.0))

@@ -309,6 +309,14 @@ def test_hpa_from_the_first_second() -> None:
     )
 
 
+def test_a_new_hpa_is_looked_at_when_a_sync_period_has_passed() -> None:
+    """Its least replicas are asked for at the first sync, whatever the metrics (podautoscaler/horizontal.go)."""
+    spec = HPASpec(metric="cpu", target=40.0, min_replicas=3, max_replicas=4)
+    asked = [(0.0, controls(hpa=spec))]
+    _, ticks = lockstep(Scenario(load=closed(1, think=CALM), asked=asked, until_s=20.0, tick_s=0.5))
+    assert list(ticks.replicas_spec_T[[0, 29, 30]]) == [1, 1, 3]  # 15.0 s, 15.5 s
+
+
 def test_hpa_switched_off_and_on_forgets() -> None:
     spec = HPASpec(metric="cpu", target=8.0, max_replicas=4, scale_down=FAST)
     asked = [(30.0, controls(hpa=spec)), (120.0, controls(2)), (150.0, controls(hpa=spec))]

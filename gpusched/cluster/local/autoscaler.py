@@ -70,7 +70,7 @@ class Autoscaler:
         self.scrapes: dict[int, deque[Scrape]] = {}
 
     def set(self, spec: HPASpec | None, target: float | None, now_s: float) -> None:
-        """Create, change or delete the HPA; a new one knows no past and looks at a phase of its own."""
+        """Create, change or delete the HPA; a new one knows no past and waits for its first sync."""
         was_off, self.spec = self.spec is None, spec
         if spec is None:
             self.due_s["sync"], self.target = math.inf, math.nan
@@ -79,7 +79,7 @@ class Autoscaler:
         if was_off:
             self.memory = np.zeros(1, dtype=hpa.MEMORY)
             self.history = [np.zeros(ROWS, dtype=dtype) for dtype in (hpa.REC, hpa.EVENT, hpa.EVENT)]
-            self.due_s["sync"] = now_s + self.clocks.hpa_sync_s * self.rng.random()
+            self.due_s["sync"] = now_s + self.clocks.hpa_sync_s
 
     def look(self, now_s: float, replicas: Sequence[Replica]) -> None:
         """Take every sample that is due; forget replicas that are gone."""
