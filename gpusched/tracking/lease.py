@@ -2,23 +2,21 @@
 
 A lease is a registered model whose name the database keeps unique, so taking one is atomic on SQLite, PostgreSQL
 and behind a server alike. Its holder shows that it lives by counting up a tag; one whose count stands still for
-`DEAD_S` is dead, and so is at once one of this host whose process has gone. Who takes over takes the next name, so
+`DEAD_S` is dead, and so is at once one of this machine whose process has gone. Who takes over takes the next name, so
 two who find the same dead holder cannot both succeed. No clocks are compared between hosts.
 """
 
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import psutil
-
 from gpusched.core.errors import StoreError
+from gpusched.core.process import Process
 from gpusched.tracking.database import told
 
 if TYPE_CHECKING:
@@ -102,7 +100,7 @@ class Lease:
         return sorted(leases, key=lambda lease: int(lease[0].removeprefix(self._prefix)))
 
     def _dead(self, name: str, tags: dict[str, str]) -> bool:
-        if tags.get("host") == socket.gethostname() and not _alive(tags):
+        if (holder := _holder(tags)) and holder.alive(Process.me()) is False:
             return True
         count, since_s = self._seen.get(name, ("", 0.0))
         if count != tags.get("count", "0"):
@@ -114,13 +112,8 @@ class Lease:
         """Create the lease; False where another was quicker."""
         from mlflow.exceptions import MlflowException
 
-        me = psutil.Process()
-        tags = {
-            "host": socket.gethostname(),
-            "pid": str(me.pid),
-            "born": repr(me.create_time()),
-            "count": "0",
-        }
+        me = Process.me()
+        tags = {"machine": me.machine, "pid": str(me.pid), "started_s": repr(me.started_s), "count": "0"}
         with told(self._where):
             try:
                 self._client.create_registered_model(name, tags=tags)
@@ -153,9 +146,9 @@ class Lease:
                 log.warning("the lease %s could not be renewed: %s", self._own, error)
 
 
-def _alive(tags: dict[str, str]) -> bool:
-    """Tell whether the process of this host that a lease names still runs."""
+def _holder(tags: dict[str, str]) -> Process | None:
+    """Return the process that a lease names, None where it is told otherwise than here."""
     try:
-        return repr(psutil.Process(int(tags["pid"])).create_time()) == tags.get("born")
-    except (psutil.Error, KeyError, ValueError):
-        return False
+        return Process(machine=tags["machine"], pid=int(tags["pid"]), started_s=float(tags["started_s"]))
+    except (KeyError, ValueError):
+        return None

@@ -22,6 +22,7 @@ import gpusched.cluster.microk8s.journal as journal
 from gpusched.cluster.microk8s.hold import Hold
 from gpusched.cluster.microk8s.owner import Owner
 from gpusched.core.errors import ClusterError
+from gpusched.core.process import started_s
 
 JOURNAL = ("configmaps", "gpusched", "gpusched-journal")
 
@@ -37,9 +38,7 @@ def stranger() -> Iterator[Owner]:
     """A living process that is not this one."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     me = Owner.me()
-    import psutil
-
-    yield replace(me, pid=process.pid, started_s=psutil.Process(process.pid).create_time(), trial="theirs")
+    yield replace(me, pid=process.pid, started_s=started_s(process.pid), trial="theirs")
     process.kill()
     process.wait()
 

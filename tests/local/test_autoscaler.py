@@ -143,7 +143,9 @@ def test_requests_that_execute_are_in_flight_too(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("gpusched.cluster.local.autoscaler.get", page)
     pods = [pod(1, busy), pod(2, busy)]
     assert live(made(HPASpec(metric="in_flight", target=4.0, max_replicas=6)), pods, busy, 20.0)[0] == 4
-    assert live(made(HPASpec(metric="in_flight", target=2.0, max_replicas=6)), pods, busy, 35.0)[0] == 6  # doubled, twice
+    assert (
+        live(made(HPASpec(metric="in_flight", target=2.0, max_replicas=6)), pods, busy, 35.0)[0] == 6
+    )  # doubled, twice
 
 
 def test_it_scales_on_the_mean_time_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,11 +74,13 @@ def test_an_error_gives_the_lease_back(store: Store) -> None:
     assert time.monotonic() - begin_s < 5
 
 
-def test_a_holder_of_another_host_is_dead_once_its_count_stands_still(
+def test_a_holder_of_another_machine_is_dead_once_its_count_stands_still(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "DEAD_S", 1.0)
-    store._client.create_registered_model("lease.far.7", tags={"host": "elsewhere", "count": "3"})
+    store._client.create_registered_model(
+        "lease.far.7", tags={"machine": "elsewhere", "pid": "1", "started_s": "5.0", "count": "3"}
+    )
     begin_s = time.monotonic()
     with store.lease("far", lambda: False) as lease:
         assert lease.held
@@ -88,11 +90,13 @@ def test_a_holder_of_another_host_is_dead_once_its_count_stands_still(
     assert time.monotonic() - begin_s > 1.0
 
 
-def test_a_holder_of_another_host_that_counts_is_waited_for(
+def test_a_holder_of_another_machine_that_counts_is_waited_for(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "DEAD_S", 1.5)
-    store._client.create_registered_model("lease.busy.0", tags={"host": "elsewhere", "count": "0"})
+    store._client.create_registered_model(
+        "lease.busy.0", tags={"machine": "elsewhere", "pid": "1", "started_s": "5.0", "count": "0"}
+    )
     stop = threading.Event()
 
     def beat() -> None:

@@ -1,43 +1,26 @@
-"""Which process holds the cluster, and whether it still lives."""
+"""Which process holds the cluster, and for which trial."""
 
 from __future__ import annotations
 
 import json
-import os
 import socket
 from dataclasses import asdict, dataclass
-from pathlib import Path
-
-import psutil
 
 from gpusched.core.errors import ClusterError
-
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-PID_NAMESPACE = "/proc/self/ns/pid"
-SAME_S = 1.0
-"""Two readings of one process's start time differ by less."""
+from gpusched.core.process import SAME_S, Process
 
 
 @dataclass(frozen=True, kw_only=True)
-class Owner:
-    """A process: `machine` is the boot and the PID namespace within which `pid` means something."""
+class Owner(Process):
+    """A process, its host's name for those who look for it, and its trial."""
 
     host: str
-    machine: str
-    pid: int
-    started_s: float
     trial: str = ""
 
     @classmethod
     def me(cls, trial: str = "") -> Owner:
         """Return this process."""
-        boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
-        space = os.readlink(PID_NAMESPACE) if os.path.exists(PID_NAMESPACE) else ""
-        pid = os.getpid()
-        return cls(
-            host=socket.gethostname(), machine=f"{boot} {space}", pid=pid,
-            started_s=psutil.Process(pid).create_time(), trial=trial,
-        )  # fmt: skip
+        return cls(**asdict(Process.me()), host=socket.gethostname(), trial=trial)
 
     @classmethod
     def read(cls, text: str) -> Owner:
@@ -64,18 +47,6 @@ class Owner:
         return (self.machine, self.pid) == (other.machine, other.pid) and abs(
             self.started_s - other.started_s
         ) < SAME_S
-
-    def alive(self, here: Owner) -> bool | None:
-        """Return whether the process lives, None where only its heartbeat can tell (another machine or namespace)."""
-        if self.machine != here.machine or not here.machine.strip():
-            return None
-        try:
-            process = psutil.Process(self.pid)
-            started_s = process.create_time()
-            dead = process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-        return not dead and abs(started_s - self.started_s) < SAME_S
 
     def __str__(self) -> str:
         trial = f" (trial {self.trial})" if self.trial else ""
