@@ -238,6 +238,7 @@ undo_sharing() { mk kubectl label nodes -l nvidia.com/gpu.present=true nvidia.co
 done_keda() { deployed keda; }
 do_keda() {
   own keda
+  ! owned service-prometheus-adapter || remove overlays/prometheus-adapter # Helm takes over no APIService of another
   mk helm3 upgrade --install keda keda --repo https://kedacore.github.io/charts --version "$KEDA_VERSION" \
     --namespace keda --create-namespace --wait --timeout 10m
 }
@@ -284,16 +285,15 @@ do_service() {
   wait_for "Triton is ready" rolled_out gpusched deployment/triton ||
     die "Triton does not become ready" "microk8s kubectl -n gpusched describe pods; the first pull of its image takes long: run install.sh --only service again."
 }
+remove() { # a kustomization; monitoring's ServiceMonitor goes with its namespace: by its file kubectl would fail where that kind is gone
+  if [[ $1 == monitoring ]]; then mk kubectl -n "$MON_NAMESPACE" delete role,rolebinding -l app.kubernetes.io/part-of=gpusched
+  else mk kubectl delete --ignore-not-found -k "$ROOT/manifests/$1"; fi
+  disown_it "service-${1##*/}"
+}
 undo_service() {
   local folder; for folder in overlays/prometheus-adapter monitoring overlays/{mps,time-slicing,microk8s,cpu}; do
-    owned "service-${folder##*/}" || continue
-    # monitoring's ServiceMonitor goes with its namespace; by its file kubectl would fail where that kind is gone already.
-    if [[ $folder == monitoring ]]; then mk kubectl -n "$MON_NAMESPACE" delete role,rolebinding -l app.kubernetes.io/part-of=gpusched
-    else mk kubectl delete --ignore-not-found -k "$ROOT/manifests/$folder"; fi
-    disown_it "service-${folder##*/}"
-  done
+    ! owned "service-${folder##*/}" || remove "$folder"; done
 }
-
 KUBECONFIG_FILE=$HOME/.kube/gpusched.config
 done_kubeconfig() { [[ -n $(find "$KUBECONFIG_FILE" -mtime -29 2>/dev/null) ]]; }
 do_kubeconfig() {

@@ -210,6 +210,17 @@ def test_keda_instead_of_the_prometheus_adapter(machine: Machine) -> None:
 
 
 @pytest.mark.slow
+def test_keda_follows_our_prometheus_adapter(machine: Machine) -> None:
+    """Helm refuses to take over the APIService that the adapter's manifests made."""
+    machine.run()
+    calls = machine.run("--with", "keda", "--only", "keda").calls
+    delete = [k for k, call in enumerate(calls) if call.endswith("manifests/overlays/prometheus-adapter")]
+    helm = [k for k, call in enumerate(calls) if "helm3 upgrade --install keda" in call]
+    assert len(delete) == len(helm) == 1 and " delete " in calls[delete[0]] and delete[0] < helm[0]
+    assert "prometheus-adapter" not in machine.run("--uninstall", "--dry-run").out
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "overlay"),
     [
