@@ -21,7 +21,7 @@ from gpusched.sim.metrics import (
     window_rows,
 )
 from gpusched.sim.pods import apply_resize, endpoint_event, life_event, reconcile_deployment
-from gpusched.sim.primitives import allocating, heap_push, jit, uniform
+from gpusched.sim.primitives import allocating, heap_push, jit, kept, uniform
 from gpusched.sim.records import (
     CLOCK_HZ,
     DCGM_BEGIN,
@@ -63,7 +63,7 @@ def next_slow_s(env: Env, e: int) -> float:
     return t
 
 
-@jit
+@kept
 def slow_event(env: Env, e: int, t: float) -> int:
     """Live through everything due at t; returns the users whose requests it broke, chained by `next`, or -1."""
     sim, pods = env.sim_E[e], env.pods_EP[e]

@@ -15,6 +15,10 @@ entry = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 """For what Python calls. Without numba's runtime: views need no reference counts, and nothing may allocate."""
 jit = njit(nogil=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """For what only compiled code calls: half the compile time, and its cache is its caller's. Python must not call it."""
+kept = njit(
+    cache=True, nogil=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
+"""As `jit`, with a cache of its own: for what is much to compile and has several callers, in whatever process."""
 inlined = njit(
     nogil=True,
     error_model="numpy",
