@@ -25,13 +25,14 @@ full: export GPUSCHED_TRACES := $(abspath $(TRACES))
 full: $(STAMP)
 	$(PY) run.py experiment=full resume=true hydra/launcher=joblib
 	$(PY) run.py experiment=faults resume=true hydra/launcher=joblib
-	$(PY) analyze.py --study full5 --filter "tags.fault = 'none'" --keep docs/results/full
-	$(PY) analyze.py --study full5 --filter "tags.load LIKE 'periodic%'" --keep docs/results/faults
+	$(PY) analyze.py --study full6 --filter "tags.fault = 'none'" --keep docs/results/full
+	$(PY) analyze.py --study full6 --filter "tags.load LIKE 'periodic%'" --keep docs/results/faults
 
 # What each part of PPO is worth: one row without any change, and one for each part that is left out.
-WITHOUT_HISTORY := policy.encoder.lags=[] policy.encoder.lookahead=0 policy.encoder.roughness=0 policy.encoder.peaks=[] policy.encoder.troughs=[]
+WITHOUT_HISTORY := policy.encoder.lags=[] policy.encoder.roughness=0 policy.encoder.peaks=[] policy.encoder.troughs=[]
+ablation: export GPUSCHED_TRACES := $(abspath $(TRACES))
 ablation: $(STAMP)
-	set -e; for row in "" "$(WITHOUT_HISTORY)" policy.encoder.changes=false policy.encoder.lookahead=0 \
+	set -e; for row in "" "$(WITHOUT_HISTORY)" policy.encoder.changes=false \
 	  policy.encoder.roughness=0 'policy.encoder.peaks=[] policy.encoder.troughs=[]' policy.training.critic_ahead=0 \
 	  policy.training.critic_epochs=0 policy.train_load.open_share=0 policy.thrift=0; do \
 	  $(PY) run.py experiment=ablation resume=true hydra/launcher=joblib $$row; done

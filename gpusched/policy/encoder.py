@@ -25,19 +25,17 @@ class EncoderConfig:
     lags       ages at which the past of TREND is shown. With `changes` it enters as the change since then, otherwise as
                the value it had: neighbouring values are nearly equal, and a network that is given them learns the level
                fast and the slope slowly, if at all.
-    lookahead  the users so many steps ahead if they go on changing as in as many steps before; 0 = not
     roughness  how much the users change from step to step, over so many: arrivals that wait for no answer come in
                gusts; 0 = not
-    peaks      for each window, the most users that now or in so many steps before were there or, with `lookahead`, to
-               come: what a rule with a stabilisation window acts on
-    troughs    for each window, the fewest users that were there: with the peak, how calm the load has been
+    peaks      for each window, the most users that were there now or in so many steps before: what a rule with a
+               stabilisation window acts on
+    troughs    for each window, the fewest: with the peak, how calm the load has been
     """
 
     slo_s: float
     think_s: float
     lags: list[int]
     changes: bool
-    lookahead: int
     roughness: int
     peaks: list[int]
     troughs: list[int]
@@ -47,14 +45,10 @@ class EncoderConfig:
             raise refuse("encoder.slo_s", self.slo_s, "must be greater than 0 s")
         if self.think_s < 0:
             raise refuse("encoder.think_s", self.think_s, "must be at least 0 s")
-        for key, least in (("lags", 1), ("peaks", 0), ("troughs", 1)):
+        for key in ("lags", "peaks", "troughs"):
             steps: list[int] = getattr(self, key)
-            if any(not least <= k <= LONGEST for k in steps) or steps != sorted(set(steps)):
-                raise refuse(
-                    f"encoder.{key}", list(steps), f"must list rising control steps in {least}..{LONGEST}"
-                )
-        if not 0 <= self.lookahead <= LONGEST:
-            raise refuse("encoder.lookahead", self.lookahead, f"must lie in 0..{LONGEST} control steps")
+            if any(not 1 <= k <= LONGEST for k in steps) or steps != sorted(set(steps)):
+                raise refuse(f"encoder.{key}", list(steps), f"must list rising control steps in 1..{LONGEST}")
         if self.roughness and not 2 <= self.roughness <= LONGEST:
             raise refuse(
                 "encoder.roughness", self.roughness, f"must be 0 or lie in 2..{LONGEST} control steps"
@@ -63,8 +57,7 @@ class EncoderConfig:
     @property
     def memory(self) -> int:
         """Past control steps that must be remembered for all of it."""
-        peak = max(self.peaks, default=0) + self.lookahead
-        return max([peak, self.roughness, *self.lags, *self.troughs])
+        return max([self.roughness, *self.lags, *self.peaks, *self.troughs])
 
 
 @dataclass
@@ -144,10 +137,10 @@ CALM = 0.01
 def feature_names(config: EncoderConfig) -> list[str]:
     """Return the name of every feature; `violation_share-2` belongs to two control steps ago."""
     past = [f"{name}-{age}" for age in config.lags for name in TREND]
-    ahead, rough = ["population_ahead"] * bool(config.lookahead), ["roughness"] * bool(config.roughness)
+    rough = ["roughness"] * bool(config.roughness)
     peaks = [f"population_peak-{window}" for window in config.peaks]
     troughs = [f"population_trough-{window}" for window in config.troughs]
-    return [*FEATURES, *past, *ahead, *rough, *peaks, *troughs]
+    return [*FEATURES, *past, *rough, *peaks, *troughs]
 
 
 class Encoder:
@@ -208,14 +201,8 @@ class Encoder:
 
 def course_of(users_EH: Features, config: EncoderConfig) -> list[Features]:
     """Return what the course of the users says, shape [E] each. users_EH: users now and in the steps before."""
-    course = []
-    if config.lookahead:
-        course.append(2 * users_EH[:, 0] - users_EH[:, config.lookahead])
-    if config.roughness:
-        course.append(roughness(users_EH[:, : config.roughness + 1]))
-    there_EH = users_EH[:, : users_EH.shape[1] - config.lookahead]
-    called_for_EH = np.maximum(there_EH, 2 * there_EH - users_EH[:, config.lookahead :])
-    course += [called_for_EH[:, : window + 1].max(axis=1) for window in config.peaks]
+    course = [roughness(users_EH[:, : config.roughness + 1])] if config.roughness else []
+    course += [users_EH[:, : window + 1].max(axis=1) for window in config.peaks]
     return course + [users_EH[:, : window + 1].min(axis=1) for window in config.troughs]
 
 

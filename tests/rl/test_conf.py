@@ -61,7 +61,6 @@ def test_another_training_load() -> None:
         ("convergence.kl_max", 0.0),
         ("convergence.agreement_min", 2.0),
         ("encoder.lags", [2, 1]),
-        ("encoder.lookahead", -1),
         ("encoder.peaks", [4, 101]),
         ("encoder.troughs", [0]),
     ],

@@ -170,7 +170,7 @@ class Setup:
             PPO.Config(
                 thrift=self.thrift,
                 encoder=EncoderConfig(
-                    slo_s=SLO_S, think_s=THINK_S, lags=[*range(1, self.history + 1)], changes=False, lookahead=0,
+                    slo_s=SLO_S, think_s=THINK_S, lags=[*range(1, self.history + 1)], changes=False,
                     roughness=0, peaks=[], troughs=[],
                 ),
                 network=NetworkConfig(hidden=[32, 32]),
