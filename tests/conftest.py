@@ -2,8 +2,37 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
 import yaml
+
+if TYPE_CHECKING:
+    from gpusched.tracking.store import Store
 
 # Most of the time of a test that composes a configuration is reading YAML in Python; libyaml feeds the same constructors.
 if hasattr(yaml, "CSafeLoader"):
     yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc]
+
+
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store to copy, made where an earlier start was broken off: making one takes seconds."""
+    from gpusched.tracking.store import Store
+
+    folder = tmp_path_factory.mktemp("empty") / "mlruns"
+    folder.mkdir()
+    (folder / "mlflow.db.new").write_bytes(b"half a database")
+    Store(f"sqlite:///{folder}/mlflow.db")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store that the tests of a file share, each with studies of its own."""
+    from gpusched.tracking.store import Store
+
+    folder = shutil.copytree(empty, tmp_path_factory.mktemp("store") / "mlruns")
+    return Store(f"sqlite:///{folder}/mlflow.db")

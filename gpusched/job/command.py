@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -22,6 +23,10 @@ from gpusched.job.setup import Chore, Job, Result, Setup
 from gpusched.job.sweep import Failed, SweepCallback, parent_run
 
 log = logging.getLogger(__name__)
+
+# Hydra composes every job of a sweep anew, and a third of that is reading YAML in Python; libyaml feeds the same constructors.
+if hasattr(yaml, "CSafeLoader"):
+    yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[assignment, misc]
 
 OK, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 

@@ -29,17 +29,9 @@ POLICIES, LOADS = (
 )
 
 
-@pytest.fixture(scope="module")
-def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store to copy: creating its tables takes longer than a test."""
-    folder = tmp_path_factory.mktemp("blank") / "mlruns"
-    Store(f"sqlite:///{folder}/mlflow.db")
-    return folder
-
-
 @pytest.fixture
-def folder(tmp_path: Path, blank: Path) -> Path:
-    shutil.copytree(blank, tmp_path / "mlruns")
+def folder(tmp_path: Path, empty: Path) -> Path:
+    shutil.copytree(empty, tmp_path / "mlruns")
     return tmp_path
 
 

@@ -35,11 +35,6 @@ def prepared(*overrides: str, services: list[Tenant] | None = None) -> tuple[fle
     return job, job.prepare(setup)
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
-
-
 def test_a_fleet_is_one_run_with_the_kpis_of_all_and_of_each(store: Store) -> None:
     job, setup = prepared("cluster.nodes=2")
     result = job.run(setup, store, None)

@@ -27,11 +27,6 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
-
-
-@pytest.fixture(scope="module")
 def trained(store: Store) -> Path:
     return train.model(make(*TINY, "study=serve")[1], store, None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing as mp
+import shutil
 import sys
 import types
 from collections.abc import Iterator
@@ -46,8 +47,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+def uri(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = shutil.copytree(empty, tmp_path_factory.mktemp("store") / "mlruns")
+    return f"sqlite:///{folder}/mlflow.db"
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,6 @@ from gpusched.job.trial import live
 from gpusched.tracking.store import Store
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
-
-
 def test_policies_meet_the_same_users_and_seeds_other_ones() -> None:
     hpa, static = (make(f"policy={p}", "load=varied")[1] for p in ("hpa", "static"))
     other = make("load=varied", "seed=1")[1]

@@ -29,11 +29,6 @@ STEPS = 8
 """Control steps of the short trials all these jobs are made for."""
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
-
-
 def small(*overrides: str) -> tuple[Job, Setup]:
     return make("policy=table", "cluster@policy.train_cluster=double", *TINY, *overrides)
 

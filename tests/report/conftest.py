@@ -9,9 +9,9 @@ from gpusched.tracking.store import Store
 
 
 @pytest.fixture(scope="session")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def filled(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the made-up study "study": hpa and ppo, two loads, five seeds, time series and trainings."""
-    folder = tmp_path_factory.mktemp("filled") / "mlruns"
+    folder = shutil.copytree(empty, tmp_path_factory.mktemp("filled") / "mlruns")
     MadeUp(loads=("low", "high")).write(Store(f"sqlite:///{folder}/mlflow.db"))
     return folder
 

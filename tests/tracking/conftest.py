@@ -5,30 +5,12 @@ import numpy as np
 import pytest
 
 from gpusched.core.logs import RequestLog, TickLog
-from gpusched.tracking.store import Store
-
-
-@pytest.fixture(scope="session")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store to copy, made where an earlier start was broken off: making one takes more than a second."""
-    folder = tmp_path_factory.mktemp("empty") / "mlruns"
-    folder.mkdir()
-    (folder / "mlflow.db.new").write_bytes(b"half a database")
-    Store(f"sqlite:///{folder}/mlflow.db")
-    return folder
 
 
 @pytest.fixture
 def mlruns(empty: Path, tmp_path: Path) -> Path:
     """A store of the test's own."""
     return Path(shutil.copytree(empty, tmp_path / "mlruns"))
-
-
-@pytest.fixture(scope="module")
-def store(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store that the tests of a file share, each with studies of its own."""
-    folder = shutil.copytree(empty, tmp_path_factory.mktemp("store") / "mlruns")
-    return Store(f"sqlite:///{folder}/mlflow.db")
 
 
 @pytest.fixture
