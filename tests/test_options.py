@@ -102,6 +102,7 @@ def test_every_experiment_composes(name: str, tmp_path: Path) -> None:
     make("experiment", name, tmp_path)
 
 
+@pytest.mark.slow
 def test_every_row_of_the_ablation_composes(tmp_path: Path) -> None:
     """Its rows change PPO's keys, so PPO must be the policy before the sweep says anything."""
     recipe = (CONF.parent / "Makefile").read_text().split("for row in", 1)[1].split("; do", 1)[0]

@@ -9,6 +9,7 @@ import math
 import random
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,7 +71,9 @@ class Controllers:
                 if self.store.version == version and not self.busy and now_s - looked_s < 0.05:
                     continue
                 version, looked_s, self.busy = self.store.version, now_s, False
-                self.look()
+                # A namespace that is going takes no new pod: the controllers try again.
+                with suppress(Refusal):
+                    self.look()
 
     def look(self) -> None:
         """One round of all controllers."""

@@ -134,6 +134,7 @@ def test_a_trial_ends_with_its_table(command, capfd: pytest.CaptureFixture[str])
     assert found.id in table
 
 
+@pytest.mark.slow
 def test_a_sweep_is_checked_once_and_leaves_hydra_as_it_was(command, monkeypatch: pytest.MonkeyPatch) -> None:
     again: list[object] = []
 

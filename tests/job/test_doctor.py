@@ -88,6 +88,7 @@ def test_disk(free: float, status: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert machine.disk(tmp_path).status == status
 
 
+@pytest.mark.slow
 def test_a_sound_machine_and_store_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     job, setup = make("job=doctor", "job.json=out/doctor.json", f"tracking.uri=sqlite:///{tmp_path}/db.db")

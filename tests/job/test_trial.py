@@ -25,6 +25,7 @@ def test_policies_meet_the_same_users_and_seeds_other_ones() -> None:
     assert not np.array_equal(hpa.plan.users_K, other.plan.users_K)
 
 
+@pytest.mark.slow
 def test_a_trial_s_key_changes_with_everything_it_depends_on_and_nothing_else() -> None:
     key = make("policy=ppo", "load=mixed")[1].trial_key
     same = ["resume=true", "tracking.uri=sqlite:///elsewhere.db", "job=train", "hypotheses.margin=0.1",
@@ -56,6 +57,7 @@ def test_all_of_a_trace_is_part_of_a_training_s_fingerprint(tmp_path: Path) -> N
     assert len(prints) == 2
 
 
+@pytest.mark.slow
 def test_the_loads_of_one_seed_share_a_training_and_seeds_do_not() -> None:
     prints = {load: make("policy=ppo", f"load={load}")[1].fingerprint for load in ("low", "high")}
     assert prints["low"] == prints["high"]

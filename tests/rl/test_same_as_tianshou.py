@@ -105,6 +105,7 @@ def learn(
     return digests, (buffer, stats, algorithm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_are_equal_bit_by_bit(kind: str) -> None:
     stock, (buffer, *_) = learn(kind, fast=False)
