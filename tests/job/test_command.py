@@ -61,16 +61,22 @@ def in_a_shell(folder: Path, *arguments: str, **more: str) -> subprocess.Complet
     paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     environment = {**os.environ, "PYTHONPATH": paths, **more}
     words = [sys.executable, str(ROOT / "run.py"), "--config-dir", str(CONF), *arguments, *SHORT]
-    return subprocess.run(
+    process = subprocess.Popen(
         words,
         cwd=folder,
-        env=environment,
-        capture_output=True,
+        env={**environment, "PYTHONFAULTHANDLER": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
         # A shell's background jobs, tests among them, begin with SIGINT ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # it says where every thread stands
+        pytest.fail(f"still there after 120 s: {process.communicate()[1]}")
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
 BAD = {
