@@ -34,6 +34,11 @@ class Process:
         pid = os.getpid()
         return cls(machine=f"{boot} {space}", pid=pid, started_s=started_s(pid))
 
+    def same_process(self, other: Process) -> bool:
+        """Return whether both are one process, whatever else is told of it."""
+        same_start = abs(self.started_s - other.started_s) < SAME_S
+        return (self.machine, self.pid) == (other.machine, other.pid) and same_start
+
     def alive(self, here: Process) -> bool | None:
         """Return whether the process lives, None where that cannot be told from `here` (another machine or namespace)."""
         if self.machine != here.machine or not here.machine.strip():

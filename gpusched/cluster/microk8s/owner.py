@@ -7,7 +7,7 @@ import socket
 from dataclasses import asdict, dataclass
 
 from gpusched.core.errors import ClusterError
-from gpusched.core.process import SAME_S, Process
+from gpusched.core.process import Process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +41,6 @@ class Owner(Process):
     def token(self) -> str:
         """What marks the owner's objects in the cluster."""
         return f"{self.host}/{self.pid}/{self.started_s:.2f}"
-
-    def same_process(self, other: Owner) -> bool:
-        """Return whether both are one process, whatever trial it is at."""
-        return (self.machine, self.pid) == (other.machine, other.pid) and abs(
-            self.started_s - other.started_s
-        ) < SAME_S
 
     def __str__(self) -> str:
         trial = f" (trial {self.trial})" if self.trial else ""
