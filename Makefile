@@ -10,6 +10,9 @@ UI := MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --worke
 TRITON := .venv-triton
 TRITON_STAMP := $(TRITON)/.installed
 
+# Python starts anew many times here: what it has compiled is kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: experiment full ablation shift test check bench bench-check setup ui ray local gpu
 experiment: $(STAMP)
 	$(PY) run.py experiment=headline resume=true hydra/launcher=joblib
@@ -28,13 +31,15 @@ full: $(STAMP)
 	$(PY) analyze.py --study full6 --filter "tags.fault = 'none'" --keep docs/results/full
 	$(PY) analyze.py --study full6 --filter "tags.load LIKE 'periodic%'" --keep docs/results/faults
 
-# What each part of PPO is worth: one row without any change, and one for each part that is left out.
+# What each part of PPO is worth: one row without any change, one for each part that is left out, and one without all the
+# extras, since what does the work of another part is missed only together with it.
+NO_EXTRAS := policy.encoder.peaks=[] policy.encoder.troughs=[] policy.training.critic_ahead=0 policy.training.critic_epochs=0
 WITHOUT_HISTORY := policy.encoder.lags=[] policy.encoder.roughness=0 policy.encoder.peaks=[] policy.encoder.troughs=[]
 ablation: export GPUSCHED_TRACES := $(abspath $(TRACES))
 ablation: $(STAMP)
 	set -e; for row in "" "$(WITHOUT_HISTORY)" policy.encoder.changes=false \
 	  policy.encoder.roughness=0 'policy.encoder.peaks=[] policy.encoder.troughs=[]' policy.training.critic_ahead=0 \
-	  policy.training.critic_epochs=0 policy.train_load.open_share=0 policy.thrift=0; do \
+	  policy.training.critic_epochs=0 '$(NO_EXTRAS)' policy.train_load.open_share=0 policy.thrift=0; do \
 	  $(PY) run.py experiment=ablation resume=true hydra/launcher=joblib $$row; done
 	$(PY) analyze.py --study ablation --all-pairs --baseline ppo --candidate 'ppo[training.critic_ahead=0]' --keep docs/results/ablation
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 # Most of the time of a test that composes a configuration is reading YAML in Python; libyaml feeds the same constructors.
 if hasattr(yaml, "CSafeLoader"):
     yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc]
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking through all that was imported again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 @pytest.fixture(scope="session")

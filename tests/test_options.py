@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
+from composing import composed
 
 from gpusched.job.build import setup
 from gpusched.job.setup import Job, Setup
@@ -33,13 +32,7 @@ def make(kind: str, name: str, folder: Path, *more: str) -> tuple[Job, Setup]:
     needed = [f"{kind}.{key}={folder / 'trace.csv'}" for key in files]
     needed += [f"{kind}.column=0"] if "column" in values else []
     group = "guard@policy" if kind == "guard" else kind
-    overrides = [f"{group}={name}", *SHORT, *needed, *more]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides, return_hydra_config=True)
-    choices = {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}
-    with open_dict(config):
-        del config["hydra"]
-    return setup(config, choices)
+    return setup(*composed(f"{group}={name}", *SHORT, *needed, *more))
 
 
 def test_every_kind_has_options() -> None:

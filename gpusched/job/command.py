@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -24,9 +25,11 @@ from gpusched.job.sweep import Failed, SweepCallback, parent_run
 
 log = logging.getLogger(__name__)
 
-# Hydra composes every job of a sweep anew, and a third of that is reading YAML in Python; libyaml feeds the same constructors.
+# Hydra composes every job of a sweep anew. A third of that is reading YAML in Python; libyaml feeds the same constructors.
+# A fifth is the garbage collector, which after every 700 new objects may look through all there are.
 if hasattr(yaml, "CSafeLoader"):
     yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[assignment, misc]
+gc.set_threshold(50_000)
 
 OK, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 

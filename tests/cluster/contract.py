@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
+from composing import composed
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
@@ -112,7 +112,6 @@ def configured(name: str, *overrides: str) -> tuple[type[Cluster], Any]:
     """Return class and checked configuration of conf/cluster/<name>.yaml."""
     from gpusched.job.build import typed
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", [f"cluster={name}", *overrides])
+    config, _ = composed(f"cluster={name}", *overrides)
     node: Any = OmegaConf.to_container(config.cluster, resolve=True)
     return typed(node, Cluster, "cluster")  # type: ignore[type-abstract]

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from composing import composed
 from emulator import Emulator
-from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
 from scene import cluster, deployment, old_hpa, picture, scale
 
 from gpusched.cluster.microk8s import Microk8sCluster
@@ -28,12 +27,7 @@ SHORT = ["trial.duration_s=60", "trial.warmup_s=30", "trial.start_replicas=2"]
 
 
 def compose_job(*overrides: str) -> tuple[Job, Setup]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", ["cluster=microk8s", *SHORT, *overrides], return_hydra_config=True)
-    choices = {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}
-    with open_dict(config):
-        del config["hydra"]
-    return setup(config, choices)
+    return setup(*composed("cluster=microk8s", *SHORT, *overrides))
 
 
 def build(emulator: Emulator, folder: Path, *overrides: str) -> Microk8sCluster:
@@ -262,12 +256,7 @@ def test_a_namespace_that_may_not_be_read_hides_no_other(emulator: Emulator, tmp
 
 
 def test_restoring_a_simulation_is_refused() -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", ["job=restore"], return_hydra_config=True)
-    choices = {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}
-    with open_dict(config):
-        del config["hydra"]
-    job, made = setup(config, choices)
+    job, made = setup(*composed("job=restore"))
     assert isinstance(job, RestoreJob)
     with pytest.raises(InputError, match="leaves nothing behind"):
         job.run(made, None, None)  # type: ignore[arg-type]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
+from composing import composed
 
 from gpusched.job.build import setup
 from gpusched.job.setup import Job, Setup
@@ -20,11 +19,4 @@ def make(*overrides: str) -> tuple[Job, Setup]:
     mine = list(overrides)
     if "policy=ppo" in mine and not any("train_cluster" in one for one in mine):
         mine.append("cluster@policy.train_cluster=double")
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose(
-            "config", [f"hydra.searchpath=[file://{CONF}]", *SHORT, *mine], return_hydra_config=True
-        )
-    choices = {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}
-    with open_dict(config):
-        del config["hydra"]
-    return setup(config, choices, mine)
+    return setup(*composed(*SHORT, *mine, more=CONF), mine)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
+from composing import composed
 
 from gpusched.cluster.local import LocalCluster
 from gpusched.job.build import setup
@@ -22,12 +21,7 @@ QUICK = (
 def make(*overrides: str) -> tuple[Job, Setup]:
     """Compose and build one job on cluster=local."""
     mine = [*QUICK, f"cluster.triton={ROOT / '.venv-triton'}", *overrides]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", mine, return_hydra_config=True)
-    choices = {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}
-    with open_dict(config):
-        del config["hydra"]
-    return setup(config, choices, mine)
+    return setup(*composed(*mine), mine)
 
 
 def cluster(*overrides: str) -> LocalCluster:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from local_setup import ROOT, make
+from composing import composed
+from local_setup import make
 
 from gpusched.cluster.sim import SimCluster
 from gpusched.core.errors import GateError, InputError
@@ -194,8 +194,7 @@ def calibrated(tmp_path: Path) -> tuple[Service, Service]:
     made = renewed(built.service, constants(built, seen, "calibrated today"), name="mine")
     (tmp_path / "service").mkdir()
     (tmp_path / "service" / "mine.yaml").write_text(text(made, header(built, job.config, seen)))
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", [f"hydra.searchpath=[file://{tmp_path}]", "service=mine"])
+    config, _ = composed("service=mine", more=tmp_path)
     return made, option(resolve(config)["service"], Service, "service")
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
+from composing import composed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import open_dict
 
 from gpusched.core.controls import Controls, Limits
 from gpusched.core.errors import InputError
@@ -28,12 +27,7 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def make(*overrides: str) -> Setup:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", list(overrides), return_hydra_config=True)
-    choices = {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}
-    with open_dict(config):
-        del config["hydra"]
-    return setup(config, choices)[1]
+    return setup(*composed(*overrides))[1]
 
 
 SHORT = ["trial.duration_s=360", "trial.warmup_s=60"]
