@@ -99,45 +99,15 @@ release() { # chart, field of `helm3 list`: namespace, name or status of what wa
   ask_mk helm3 list --all --all-namespaces -o json | tr '{' '\n' | grep "\"chart\":\"$1-v\{0,1\}[0-9]" | sed -n "s/.*\"$2\":\"\([^\"]*\)\".*/\1/p" | head -n 1
 }
 deployed() { [[ $(release "$1" status) == deployed ]]; }
+# What Helm broke off, neither an addon nor Helm itself installs over.
+clear_broken() { # chart
+  local state; state=$(release "$1" status) || true
+  [[ -z $state || $state == deployed ]] || mk helm3 uninstall "$(release "$1" name)" --namespace "$(release "$1" namespace)"
+}
 rolled_out() { ask_mk kubectl -n "$1" rollout status "$2" --timeout=10s >/dev/null; }
 
-# --- check ------------------------------------------------------------------------------------------------------------------------
-problem() { PROBLEMS=$((PROBLEMS + 1)); say "  PROBLEM: $1"; say "    Cure: $2"; }
-os_field() { sed -n "s/^$1=//p" "$OS_RELEASE" 2>/dev/null | tr -d '"'; }
-do_check() {
-  local os free ram
-  os="$(os_field ID) $(os_field VERSION_ID)"
-  [[ $os == "ubuntu $UBUNTU_VERSION" ]] || problem "this is $os, not Ubuntu $UBUNTU_VERSION" \
-    "use Ubuntu $UBUNTU_VERSION; on another Kubernetes apply manifests/ yourself (docs/install.md)."
-  [[ $(uname -m) == x86_64 ]] || problem "this is $(uname -m)" "the nvidia addon is for x86_64 only."
-  if [[ $ME != 0 ]]; then
-    if ! has sudo; then problem "you are not root and there is no sudo" "apt-get install sudo as root, and add yourself to the group sudo."
-    elif [[ -z $DRY_RUN ]] && ! sudo -v; then problem "sudo refuses you" "ask who runs this machine to add you to the group sudo."; fi
-  elif [[ -n ${SUDO_USER:-} ]]; then
-    problem "started with sudo, so everything would belong to root" "run ./install.sh as $SUDO_USER; it calls sudo where it must."
-  fi
-  has snap || problem "there is no snap" "sudo apt-get install snapd"
-  [[ $ROOT != *[[:space:]]* ]] || problem "the path $ROOT has a space" "move the repository: MicroK8s' addons split the paths they are given."
-  free=$(df -Pk /var | awk 'NR == 2 { print int($4 / 1048576) }')
-  ((free >= MIN_DISK_GIB)) || owned microk8s || problem "$free GiB free below /var, $MIN_DISK_GIB needed" "make room, or mount a larger disk at /var/snap."
-  ram=$(awk '/^MemTotal/ { print int($2 / 1048576) }' "$MEMINFO")
-  ((ram >= MIN_RAM_GIB)) || problem "$ram GiB of memory, $MIN_RAM_GIB needed" "use a machine with 16 GiB or more."
-  ! selected gpu || check_gpu
-  ((PROBLEMS == 0)) || [[ -n $DRY_RUN ]] || die "$PROBLEMS problem(s), listed above; nothing was changed" "as said with each."
-}
-check_gpu() {
-  local driver
-  has lspci || { problem "there is no lspci to look for a GPU with" "sudo apt-get install pciutils"; return; }
-  [[ -n $(ask lspci -d 10de:) ]] || { problem "no NVIDIA GPU" "--skip gpu,sharing sets up the service on the CPU, to try it out."; return; }
-  driver=$(ask nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1) || driver=''
-  if [[ -z $driver ]]; then
-    problem "the GPU has no working driver (nvidia-smi fails)" "sudo ubuntu-drivers install, then reboot."
-    [[ $(ask mokutil --sb-state) != *enabled* ]] || problem "Secure Boot is on: the kernel refuses a driver module that is not signed" \
-      "take Ubuntu's signed one (ubuntu-drivers does), or enrol your own key: sudo mokutil --import /var/lib/shim-signed/mok/MOK.der"
-  elif ((${driver%%.*} < MIN_DRIVER)); then
-    problem "driver $driver; Triton's image needs $MIN_DRIVER or newer" "sudo ubuntu-drivers install, then reboot."
-  fi
-}
+# shellcheck source=manifests/check_machine.sh
+source "$ROOT/manifests/check_machine.sh" # do_check
 
 # --- steps: done_X says that there is nothing to do, do_X does it, undo_X takes it back ----------------------------------------------
 done_docker() { has docker; }
@@ -196,6 +166,7 @@ done_monitoring() {
   deployed kube-prometheus-stack
 }
 do_monitoring() {
+  clear_broken kube-prometheus-stack
   own monitoring
   mk enable observability --without-tempo --loki-stack-version="$LOKI_STACK_VERSION" \
     --kube-prometheus-stack-version="$KUBE_PROMETHEUS_STACK_VERSION" \
@@ -203,7 +174,14 @@ do_monitoring() {
   wait_for "Prometheus runs" rolled_out "$MON_NAMESPACE" statefulset/prometheus-kube-prom-stack-kube-prome-prometheus ||
     die "Prometheus does not come up" "microk8s kubectl -n $MON_NAMESPACE get pods,events"
 }
-undo_monitoring() { mk disable observability; }
+undo_monitoring() { # not by the addon's own script: that one stops where there is no Tempo
+  local chart name; for chart in kube-prometheus-stack loki-stack; do
+    name=$(release "$chart" name) || true
+    [[ -z $name ]] || mk helm3 uninstall "$name" --namespace "$MON_NAMESPACE"
+  done
+  mk kubectl -n kube-system delete service kube-prom-stack-kube-prome-kubelet --ignore-not-found # the operator leaves it behind
+  mk kubectl delete namespace "$MON_NAMESPACE" --ignore-not-found
+}
 
 # The addon or the chart, never both: two GPU Operators fight over one node's containerd and device plugin.
 plugin_runs() {
@@ -216,7 +194,7 @@ done_gpu() {
   deployed gpu-operator
 }
 do_gpu() {
-  [[ -z $(release gpu-operator status) ]] || mk disable nvidia # a broken release, which the addon cannot install over
+  clear_broken gpu-operator
   own gpu
   mk enable nvidia --gpu-operator-driver=host --gpu-operator-version="$GPU_OPERATOR_VERSION" \
     --gpu-operator-values="$ROOT/manifests/values/gpu-operator.yaml"
@@ -229,6 +207,11 @@ undo_gpu() { mk disable nvidia; }
 done_sharing() { [[ $(ask_mk kubectl get nodes -l nvidia.com/gpu.present=true -o 'jsonpath={.items[*].metadata.labels.nvidia\.com/gpu\.sharing-strategy}' | tr ' ' '\n' | sort -u) == "$SHARING" ]]; }
 do_sharing() {
   own sharing
+  # Replicas of before would keep the GPU while the new ones wait for it.
+  if [[ -n $(ask_mk kubectl -n gpusched get deployment triton -o name) ]]; then
+    mk kubectl -n gpusched scale deployment/triton --replicas=0
+    mk kubectl -n gpusched wait --for=delete pod -l app.kubernetes.io/name=triton --timeout=120s
+  fi
   mk kubectl label nodes -l nvidia.com/gpu.present=true "nvidia.com/device-plugin.config=$SHARING" --overwrite
   wait_for "the node says that it shares by $SHARING" done_sharing ||
     die "the device plugin did not take the configuration $SHARING" "microk8s kubectl -n $GPU_NAMESPACE logs daemonset/nvidia-device-plugin-daemonset --all-containers"
@@ -237,6 +220,7 @@ undo_sharing() { mk kubectl label nodes -l nvidia.com/gpu.present=true nvidia.co
 
 done_keda() { deployed keda; }
 do_keda() {
+  clear_broken keda
   own keda
   ! owned service-prometheus-adapter || remove overlays/prometheus-adapter # Helm takes over no APIService of another
   mk helm3 upgrade --install keda keda --repo https://kedacore.github.io/charts --version "$KEDA_VERSION" \
@@ -255,8 +239,8 @@ do_model() {
   own model
   run "$ROOT/.venv/bin/pip" install --quiet -c "$ROOT/constraints.txt" -e "${ROOT}[model]"
   run "$ROOT/.venv/bin/python" "$ROOT/manifests/model/export.py" --out "$ROOT/outputs/models" --force
-  as_root mkdir -p "$STATE_DIR/models"
-  as_root cp -r "$ROOT/outputs/models/mobilenetv4" "$STATE_DIR/models/"
+  as_root install -d -m 755 "$STATE_DIR" "$STATE_DIR/models" # Triton reads it as another user, whatever the umask
+  as_root cp -r --preserve=mode "$ROOT/outputs/models/mobilenetv4" "$STATE_DIR/models/"
 }
 undo_model() { as_root rm -rf "$STATE_DIR/models/mobilenetv4"; }
 
@@ -265,6 +249,8 @@ kustomizations() { # in the order to apply
   if contains gpu "${SKIP[@]}" || { ! selected gpu && [[ -z $(gpus) ]]; }; then echo overlays/cpu
   elif [[ $SHARING == none ]]; then echo overlays/microk8s
   else echo "overlays/$SHARING"; fi
+  # They belong beside the addon's Prometheus; what another one needs is for its owner to apply (docs/install.md).
+  ! contains monitoring "${SKIP[@]}" || return 0
   echo monitoring
   contains keda "${WITH[@]}" || echo overlays/prometheus-adapter
 }
@@ -281,7 +267,11 @@ do_service() {
       "--with keda where that is KEDA, which then serves the metric; else remove it, or apply manifests/ yourself (docs/install.md)."
   fi
   own service
+  # The volume of a namespace that was deleted still belongs to that one's claim.
+  [[ $(ask_mk kubectl get pv gpusched-models -o 'jsonpath={.status.phase}') != Released ]] ||
+    mk kubectl patch pv gpusched-models --type=json -p '[{"op": "remove", "path": "/spec/claimRef/uid"}]'
   for folder in $folders; do own "service-${folder##*/}"; mk kubectl apply -k "$ROOT/manifests/$folder"; done
+  [[ $(ask_mk kubectl -n gpusched get deployment triton -o 'jsonpath={.spec.replicas}') != 0 ]] || mk kubectl -n gpusched scale deployment/triton --replicas=1
   wait_for "Triton is ready" rolled_out gpusched deployment/triton ||
     die "Triton does not become ready" "microk8s kubectl -n gpusched describe pods; the first pull of its image takes long: run install.sh --only service again."
 }
@@ -295,7 +285,9 @@ undo_service() {
     ! owned "service-${folder##*/}" || remove "$folder"; done
 }
 KUBECONFIG_FILE=$HOME/.kube/gpusched.config
-done_kubeconfig() { [[ -n $(find "$KUBECONFIG_FILE" -mtime -29 2>/dev/null) ]]; }
+done_kubeconfig() { # still good, and for this very account
+  [[ -n $(find "$KUBECONFIG_FILE" -mtime -29 2>/dev/null) ]] && ask_mk kubectl --kubeconfig "$KUBECONFIG_FILE" -n gpusched get deployment triton -o name >/dev/null
+}
 do_kubeconfig() {
   local ca token
   own kubeconfig

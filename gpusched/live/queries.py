@@ -64,8 +64,10 @@ OBSERVED = {
     "rate_rps": _ANSWERED,
     "failed_share": f"{_FAILED} / ({_FAILED} + {_ANSWERED})",
     "latency_mean_s": f"1e-6 * {_rate('nv_inference_request_duration_us')} / {_ANSWERED}",
-    # Quantiles of replicas cannot be added up: the slowest replica's.
-    "latency_p95_s": f'1e-6 * max(nv_inference_request_summary_us{_TRITON[:-1]},quantile="0.95"}})',
+    # Quantiles of replicas cannot be added up: the slowest replica's. Triton's own warm-up stands in the summary for the
+    # 60 s it covers, so only replicas that are older count.
+    "latency_p95_s": f'1e-6 * max(nv_inference_request_summary_us{_TRITON[:-1]},quantile="0.95"}}'
+    f" and on (namespace, pod) nv_inference_request_success{_TRITON} offset 1m)",
     "queue_s": f"1e-6 * {_rate('nv_inference_queue_duration_us')} / {_ANSWERED}",
     "batch_size": f"{_rate('nv_inference_count')} / {_rate('nv_inference_exec_count')}",
     # Those waiting are counted, those executing follow from Little's law.

@@ -41,7 +41,8 @@ class Round:
 class Growth:
     """What counters of replicas that come, restart and go have grown by since they were first read.
 
-    A replica seen later has counted from 0 while we watched, so all of it counts; one that restarted counts from 0.
+    A replica seen later has counted from 0 while we watched, so all of it counts; one that restarted counts from 0. But
+    Triton counts the batches of its own warm-up, so a new replica's batches count from its first reading on.
     What is not a finite number is no reading.
     """
 
@@ -53,7 +54,8 @@ class Growth:
         first = {name for name, _ in read} - set(self.total)
         for key, value in read.items():
             name = key[0]
-            before = value if name in first else self.last.get(key, 0.0)
+            unseen = value if name in first or name == "batches" else 0.0
+            before = self.last.get(key, unseen)
             self.total[name] = self.total.get(name, 0.0) + (value - before if value >= before else value)
             self.last[key] = value
 

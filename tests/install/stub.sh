@@ -35,12 +35,11 @@ microk8s() {
     "enable observability"*) record "$@"; if fails observability; then echo "chart not found"; exit 1; fi; echo "kube-prom-stack observability deployed kube-prometheus-stack-76.4.1" >"$WORLD/release-prom" ;;
     "enable "*) record "$@"; if fails "$2"; then echo "no"; exit 1; fi; touch "$WORLD/addon-$2" ;;
     "disable nvidia") record "$@"; rm -f "$WORLD/release-gpu" ;;
-    "disable observability") record "$@"; rm -f "$WORLD/release-prom" ;;
     "disable metallb") record "$@"; rm -f "$WORLD/pool" ;;
     "disable "*) record "$@"; rm -f "$WORLD/addon-$2" ;;
     "helm3 list --all --all-namespaces -o json") asked "$@"; releases ;;
     "helm3 upgrade --install keda"*) record "$@"; echo "keda keda deployed keda-2.18.1" >"$WORLD/release-keda" ;;
-    "helm3 uninstall keda"*) record "$@"; rm -f "$WORLD/release-keda" ;;
+    "helm3 uninstall "*) record "$@"; local file; for file in "$WORLD"/release-*; do ! grep -qs "^$3 " "$file" || rm -f "$file"; done ;;
     config) asked "$@"; printf 'clusters:\n- cluster:\n    certificate-authority-data: Q0EK\n    server: https://10.0.0.5:16443\n' ;;
     "kubectl -n metallb-system get ipaddresspools.metallb.io -o name") asked "$@"; ! flag pool || echo ipaddresspool.metallb.io/default ;;
     "kubectl -n "*" rollout status "*) asked "$@"; if flag "never-${6##*/}"; then exit 1; fi ;;
@@ -49,9 +48,16 @@ microk8s() {
     "kubectl get nodes "*allocatable*) asked "$@"; give gpus ;;
     "kubectl label nodes "*config-) record "$@"; rm -f "$WORLD/sharing" ;;
     "kubectl label nodes "*) record "$@"; local word; for word in "$@"; do case $word in *device-plugin.config=*) printf '%s' "${word#*=}" >"$WORLD/sharing" ;; esac; done ;;
+    "kubectl -n gpusched get deployment triton -o name") asked "$@"; ! flag deployment || echo deployment.apps/triton ;;
+    "kubectl -n gpusched get deployment triton -o jsonpath={.spec.replicas}") asked "$@"; give replicas ;;
+    "kubectl -n gpusched scale deployment/triton --replicas="*) record "$@"; printf '%s' "${6##*=}" >"$WORLD/replicas" ;;
+    "kubectl -n gpusched wait --for=delete pod "*) record "$@" ;;
+    "kubectl --kubeconfig "*" -n gpusched get deployment triton -o name") asked "$@"; ! flag unauthorized ;;
+    "kubectl get pv gpusched-models -o jsonpath={.status.phase}") asked "$@"; give volume ;;
+    "kubectl patch pv gpusched-models "*) record "$@"; echo Available >"$WORLD/volume" ;;
     "kubectl apply -k "*) record "$@"; if fails apply; then echo "no matches for kind"; exit 1; fi ;;
     "kubectl get apiservices -o custom-columns=:.metadata.name,:.spec.service.namespace") asked "$@"; give apiservices ;;
-    "kubectl delete "* | "kubectl -n observability delete "*) record "$@" ;;
+    "kubectl delete "* | "kubectl -n observability delete "* | "kubectl -n kube-system delete "*) record "$@" ;;
     "kubectl -n gpusched create token gpusched --duration=720h") asked "$@"; echo a-very-secret-token ;;
     *) unknown "$@" ;;
   esac

@@ -138,7 +138,77 @@ def test_a_broken_operator_is_made_anew(machine: Machine) -> None:
     machine.put("release-gpu", "gpu-operator gpu-operator-resources failed gpu-operator-v25.10.0")
     result = machine.run()
     assert result.code == 0, result.out
-    assert result.index("group: microk8s disable nvidia") < result.index("group: microk8s enable nvidia")
+    assert result.index("group: microk8s helm3 uninstall gpu-operator --namespace gpu") < result.index(
+        "group: microk8s enable nvidia"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "name", "chart", "again"),
+    [
+        ("gpu", "gpu-operator gpu-operator-resources", "gpu-operator-v25.10.0", "enable nvidia"),
+        ("prom", "kube-prom-stack observability", "kube-prometheus-stack-76.4.1", "enable observability"),
+        ("keda", "keda keda", "keda-2.18.1", "helm3 upgrade --install keda"),
+    ],
+)
+def test_what_helm_broke_off_is_cleared_away(
+    machine: Machine, file: str, name: str, chart: str, again: str
+) -> None:
+    """Neither the addons' `disable`, which sees deployed and failed releases only, nor `helm upgrade` gets over it."""
+    machine.run("--skip", "monitoring,gpu,sharing,service,kubeconfig")
+    machine.put(f"release-{file}", f"{name} pending-install {chart}")
+    result = machine.run("--with", "keda")
+    assert result.code == 0, result.out
+    first, second = name.split()
+    gone = result.index(f"group: microk8s helm3 uninstall {first} --namespace {second}")
+    assert gone < result.index(f"group: microk8s {again}")
+    assert not [call for call in machine.run("--with", "keda").calls if "uninstall" in call]
+
+
+@pytest.mark.slow
+def test_replicas_make_room_before_the_gpu_is_shared_in_another_way(machine: Machine) -> None:
+    assert machine.run().code == 0
+    machine.put("deployment")
+    result = machine.run("--only", "sharing,service", "--sharing", "mps")
+    assert result.code == 0, result.out
+    scale = "group: microk8s kubectl -n gpusched scale deployment/triton --replicas="
+    order = [scale + "0", "group: microk8s kubectl -n gpusched wait", "group: microk8s kubectl label nodes",
+             "group: microk8s kubectl apply", scale + "1"]  # fmt: skip
+    assert [result.index(call) for call in order] == sorted(result.index(call) for call in order)
+    assert not [c for c in machine.run("--only", "sharing,service", "--sharing", "mps").calls if "scale" in c]
+
+
+@pytest.mark.slow
+def test_the_volume_of_a_deleted_namespace_is_set_free(machine: Machine) -> None:
+    assert machine.run().code == 0
+    machine.put("volume", "Released")
+    result = machine.run("--only", "service")
+    assert result.index("group: microk8s kubectl patch pv") < result.index("group: microk8s kubectl apply")
+    assert not [call for call in machine.run("--only", "service").calls if "patch" in call]
+
+
+@pytest.mark.slow
+def test_a_kubeconfig_whose_account_is_gone_is_written_anew(machine: Machine) -> None:
+    assert machine.run().code == 0
+    path = machine.home / ".kube" / "gpusched.config"
+    path.write_text("of an account that was deleted")
+    assert machine.run("--only", "kubeconfig").code == 0
+    assert path.read_text() == "of an account that was deleted", "it answers"
+    machine.put("unauthorized")
+    assert machine.run("--only", "kubeconfig").code == 0
+    assert "a-very-secret-token" in path.read_text()
+
+
+@pytest.mark.slow
+def test_beside_another_prometheus_nothing_of_ours_is_applied_to_it(machine: Machine) -> None:
+    machine.put("release-prom", "stack monitoring deployed kube-prometheus-stack-76.4.1")
+    assert "--skip monitoring" in machine.run().out
+    result = machine.run("--skip", "monitoring")
+    assert result.code == 0, result.out
+    assert [c.rpartition("manifests/")[2] for c in result.calls if "apply -k" in c] == [
+        "overlays/time-slicing"
+    ]
 
 
 @pytest.mark.slow
@@ -322,12 +392,16 @@ def test_the_log_holds_commands_and_what_they_said(machine: Machine) -> None:
 # --- the text itself ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", [ROOT / "install.sh", STUB], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "script", [ROOT / "install.sh", ROOT / "manifests" / "check_machine.sh", STUB], ids=lambda path: path.name
+)
 def test_shellcheck_finds_nothing(script: Path) -> None:
     shellcheck = shutil.which("shellcheck")
     if shellcheck is None:
         pytest.skip("no shellcheck here (Debian package shellcheck)")
-    done = subprocess.run([shellcheck, str(script)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [shellcheck, "-x", str(script)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stdout
 
 

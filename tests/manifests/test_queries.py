@@ -115,3 +115,18 @@ def test_a_container_that_the_kubelet_tells_of_twice_counts_once(tmp_path: Path)
         {"labels": '{pod="triton-b"}', "value": 160.0},
     ]
     evaluate(render(COUNTED["cpu_s"], selectors, 30.0, 60.0), expected, tmp_path, given)
+
+
+def test_a_new_replica_s_own_warm_up_is_no_latency_of_the_service(tmp_path: Path) -> None:
+    """Triton 2.51 counts its warm-up: with batches 1 to 8 warmed, the slowest replica has not been asked by anybody."""
+    summary, success = "nv_inference_request_summary_us", "nv_inference_request_success"
+    old, young = ({"model": "m", "namespace": "lab", "pod": f"triton-{age}"} for age in ("old", "young"))
+    given = [
+        {"series": summary + braced({**old, "quantile": "0.95"}), "values": "1000000x24"},
+        {"series": success + braced(old), "values": "0+50x24"},
+        {"series": summary + braced({**young, "quantile": "0.95"}), "values": "_x19 5000000x4"},
+        {"series": success + braced(young), "values": "_x19 36x4"},
+    ]
+    latency = {"latency_p95_s": OBSERVED["latency_p95_s"]}
+    check(latency, given, {"latency_p95_s": 1.0}, tmp_path)
+    check(latency, given[2:], {}, tmp_path)
