@@ -95,7 +95,7 @@ def _print(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, markup=False)
     shown = report.tables.get("comparison") or report.tables.get("means")
     if shown:
         table = Table(title=shown.title, title_justify="left")
@@ -105,15 +105,15 @@ def _print(report: Report) -> None:
             table.add_row(*(cell.text for cell in row))
         console.print(table)
     for text in report.registered.sentences:
-        console.print(f"Hypotheses: {text}", highlight=False, markup=False)
+        console.print(f"Hypotheses: {text}", highlight=False)
     kind = "Exploratory: " if report.registered.results else ""
     for text in (report.no_comparison, *(f"{kind}{v.load}: {v.summary}" for v in report.verdicts)):
         if text:
-            console.print(text, highlight=False, markup=False)
+            console.print(text, highlight=False)
     if report.fidelity:
-        console.print(report.fidelity, highlight=False, markup=False)
+        console.print(report.fidelity, highlight=False)
     for caveat in report.caveats:
-        console.print(f"Note: {caveat}", highlight=False, markup=False)
+        console.print(f"Note: {caveat}", highlight=False)
     console.print(f"Report: {report.folder / 'index.html'}", highlight=False, soft_wrap=True)
 
 

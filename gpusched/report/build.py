@@ -121,7 +121,10 @@ def add_breakeven(analysis: Analysis) -> None:
 
 @contextmanager
 def _whole(final: Path) -> Iterator[Path]:
-    """Hand out a folder to write into that takes its final name only when the block ends well."""
+    """Hand out a folder to write into that takes its final name, in place of a report there, only when the block ends well."""
+    there = {path.name for path in final.iterdir()} if final.is_dir() else set()
+    if there and not {"index.html", "provenance.json"} <= there:
+        raise StoreError(f"{final} holds something else than a report. Name another folder with --out.")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gpusched.report import statistics
 from gpusched.report.dataset import Study, Trial
-from gpusched.report.measures import TESTED, Measure, measure
+from gpusched.report.measures import REWARD, TESTED, Measure, measure
 from gpusched.report.statistics import Estimate, Paired
 
 ALPHA = 0.05
@@ -65,8 +65,13 @@ class Row:
 
     @property
     def relative(self) -> float:
-        """Mean difference as a share of the baseline's mean over all its seeds; NaN where that is 0."""
-        return self.paired.difference.mean / abs(self.baseline.mean) if self.baseline.mean else math.nan
+        """Mean difference as a share of the baseline's mean over all its seeds; NaN where that is 0.
+
+        The reward has none: where its 0 lies is a choice, and a share of a mean near it says nothing.
+        """
+        if self.measure.name == REWARD or not self.baseline.mean:
+            return math.nan
+        return self.paired.difference.mean / abs(self.baseline.mean)
 
     @property
     def decision(self) -> str:

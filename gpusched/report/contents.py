@@ -71,7 +71,7 @@ def means(study: Study, policies: list[str]) -> Table:
         if (units := study.units(policy, load))
     ]
     columns = [("load", "Load"), ("policy", "Policy"), ("n", "Seeds")]
-    columns += [(name, _heading(measure(name))) for name in TESTED]
+    columns += [(name, measure(name).heading) for name in TESTED]
     notes = ["Mean and 95 % t-interval over the seeds. † one or more seeds have no value.", *_repeats(study),
              *_assumed(study)]  # fmt: skip
     title = f"Headline KPIs and mean reward of study {study.name}"
@@ -159,7 +159,7 @@ def _compared(row: Row) -> list[Cell]:
     values = {"mean": d.mean, "low": d.low, "high": d.high, "relative": row.relative}
     return [
         words(row.load),
-        Cell(text=_heading(m), values={"": m.name}),
+        Cell(text=m.heading, values={"": m.name}),
         figures(str(row.pairs), {"": row.pairs}, row.runs),
         figures(estimate_text(row.baseline, m), _values(row.baseline), row.runs),
         figures(estimate_text(row.candidate, m), _values(row.candidate), row.runs),
@@ -252,10 +252,6 @@ def _id(run: str) -> Cell:
 
 def _values(e: Estimate) -> dict[str, float | int | str]:
     return {"mean": e.mean, "low": e.low, "high": e.high, "sd": e.sd}
-
-
-def _heading(m: Measure) -> str:
-    return f"{m.label}, {m.unit}" if m.unit else m.label
 
 
 def _repeats(study: Study) -> list[str]:

@@ -166,12 +166,7 @@ class Study:
 
 def newest_study(source: Source, query: str = "") -> str:
     """Return the study of the newest real trial that the filter lets through. Raises InputError where there is none."""
-    found = (
-        source.find(kind="trial", status=None, query=query)
-        if query
-        else source.find(kind="trial", status=None)
-    )
-    return newest_of(found, source.where, query)
+    return newest_of(source.find(kind="trial", status=None, query=query), source.where, query)
 
 
 def newest_of(found: Sequence[Record], where: str, query: str = "") -> str:

@@ -67,10 +67,10 @@ def bounded(
     both_S = np.isfinite(a_S) & np.isfinite(b_S)
     a_S, b_S = a_S[both_S], b_S[both_S]
     n, d_S = len(a_S), a_S - b_S
-    if n < 2:
-        return _none(n, margin, relative, _mean(d_S), f"{n} pair{'' if n == 1 else 's'}: no test")
-    unit = abs(float(b_S.mean())) if relative else 1.0
+    unit = 0.0 if not n else abs(float(b_S.mean())) if relative else 1.0
     value = float(d_S.mean()) / unit if unit else math.nan
+    if n < 2:
+        return _none(n, margin, relative, value, f"{n} pair{'' if n == 1 else 's'}: no test")
     sd = float(d_S.std(ddof=1))
     if not sd > FLAT * float(max(np.abs(a_S).max(), np.abs(b_S).max())):
         equal = value == 0.0 or not d_S.any()
@@ -159,10 +159,6 @@ def _fieller(a_S: Array, b_S: Array, alpha: float) -> tuple[float, float] | None
     root = math.sqrt(max(second * second - first * third, 0.0))
     ends = [math.copysign(1.0, b) * ((second + sign * root) / first - 1.0) for sign in (-1, 1)]
     return float(min(ends)), float(max(ends))
-
-
-def _mean(d_S: Array) -> float:
-    return float(d_S.mean()) if len(d_S) else math.nan
 
 
 def _none(n: int, margin: float, relative: bool, value: float, note: str, equal: bool = False) -> Bounded:

@@ -73,17 +73,19 @@ def aggregate_table(study: Study, baseline: str, policies: Sequence[str]) -> Tab
     """Return each policy against the baseline over all loads: IQM and probability of improvement."""
     found = [a for name in TESTED for policy in policies if policy != baseline
              and (a := aggregate(study, policy, baseline, name))]  # fmt: skip
-    columns = [("metric", "Measure"), ("policy", "Policy"), ("loads", "Loads"), ("seeds", "Seeds × loads"),
+    columns = [("metric", "Measure"), ("policy", "Policy"), ("loads", "Loads"), ("seeds", "Seeds"),
                ("iqm", "IQM of the improvement [95 %]"), ("improvement", "P(improvement) [95 %]"), ("note", "Note")]  # fmt: skip
     notes = [
         f"Loads differ in scale, so they are put together as scores: the improvement over {baseline} by seed, as a share of "
-        f"{baseline}’s mean under that load, positive where the policy is better. A load where that mean is 0 has no score, "
-        "a measure without a direction none either.",
+        f"{baseline}’s mean under that load, positive where the policy is better. A load where that mean is 0 has no score; a "
+        "measure without a direction and the reward, whose zero is a choice, have none at all.",
         "IQM: mean of the middle half of the scores of all loads (Agarwal et al. 2021); with few, unlike loads that is mostly the "
-        "load in the middle, so read it with the rows per load. Interval: bootstrap of the seeds within "
-        "each load, 2000 resamples from a fixed generator, percentiles moved outwards for few seeds (Hesterberg 2015).",
+        "load in the middle, so read it with the rows per load. Interval: bootstrap of the seeds, each with all its loads, since a "
+        "seed is one training or search that meets them all; 2000 resamples from a fixed generator, percentiles moved outwards "
+        "for few seeds (Hesterberg 2015).",
         "P(improvement): the chance that a seed of the policy beats one of the baseline, ties half, averaged over the loads; "
-        "score interval (Newcombe 2006), too wide where policies share the seeds’ luck.",
+        "mean of the loads’ score intervals (Newcombe 2006), too wide where a seed’s luck differs from load to load and where "
+        "policies share it.",
     ]  # fmt: skip
     return Table(name="aggregate", title=f"All loads together, against {baseline}", columns=columns,
                  rows=[_together(a) for a in found], labels=2, notes=notes)  # fmt: skip
@@ -181,12 +183,16 @@ def _same(row: Row, b: Bounded, holm_p: float, alpha: float) -> list[Cell]:
 
 
 def _together(a: Aggregate) -> list[Cell]:
-    note = f"no score under {', '.join(a.left_out)}: the baseline’s mean is 0 there" if a.left_out else ""
+    note = (
+        f"no score under {', '.join(a.left_out)}: no pair has both values, or the baseline’s mean is 0"
+        if a.left_out
+        else ""
+    )
     return [
         Cell(text=a.measure.label, values={"": a.measure.name}),
         words(a.policy),
         figures(str(a.loads), {"": a.loads}, a.runs),
-        figures(str(a.iqm.n), {"": a.iqm.n}, a.runs),
+        figures(str(a.seeds), {"": a.seeds}, a.runs),
         figures(span_text(a.iqm.value, a.iqm.low, a.iqm.high, None), _ends(a.iqm), a.runs),
         figures(_probability(a.improvement), _ends(a.improvement), a.runs),
         words(note, runs=a.runs),
@@ -202,7 +208,7 @@ def _checked(study: Study, c: Comparison, row: Row) -> list[Cell]:
     note = "; ".join(dict.fromkeys(x for x in (normal.note, spread.note) if x))
     return [
         words(row.load),
-        Cell(text=_heading(m), values={"": name}),
+        Cell(text=m.heading, values={"": name}),
         figures(str(row.pairs), {"": row.pairs}, row.runs),
         figures(number(normal.statistic, 0.01), {"": normal.statistic}, row.runs),
         figures(p_text(normal.p), {"": normal.p}, row.runs),
@@ -220,7 +226,7 @@ def _varied(
     share, part = (_share(v.share, v.share_low, v.share_high), v.repeat_part)
     return [
         words(load),
-        Cell(text=_heading(m), values={"": m.name}),
+        Cell(text=m.heading, values={"": m.name}),
         words(of),
         figures(str(v.seeds), {"": v.seeds}, runs),
         figures(str(v.runs), {"": v.runs}, runs),
@@ -265,10 +271,6 @@ def _repeated_differences(
     for key in both:
         groups.setdefault(key[0], []).append(a[key].values[name] - b[key].values[name])
     return list(groups.values()), [side[key].id for side in (b, a) for key in both]
-
-
-def _heading(m: Measure) -> str:
-    return f"{m.label}, {m.unit}" if m.unit else m.label
 
 
 def _ends(e: Interval) -> dict[str, float | int | str]:

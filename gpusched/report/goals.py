@@ -6,6 +6,7 @@ No claims of a study's own (conf/hypotheses.yaml has those): the tests are those
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -113,7 +114,9 @@ def _reached(duel: Duel, better: bool) -> bool:
 def _why(duel: Duel) -> str:
     """Return what keeps one rule from being matched: the axes in question; their intervals are in the table of rivals."""
     sides = {"cost": duel.cost, "violations": duel.qos}
-    shown = {name: side for name, side in sides.items() if side.decision in ("open", "worse")} or sides
+    shown = {
+        name: side for name, side in sides.items() if side.decision in ("open", "worse", "equal")
+    } or sides
     axes = ", ".join(f"{name} {_difference(side)} {side.decision}" for name, side in shown.items())
     return f"{duel.rival} ({axes}, N = {duel.cost.paired.difference.n})"
 
@@ -131,11 +134,17 @@ def _near_bound(duels: Sequence[Duel]) -> list[Judged]:
         return [Judged(goal=NEAR_BOUND, load="", status=UNTRIED, why=f"no run of {BOUND}")]
     return [
         Judged(
-            goal=NEAR_BOUND, load=duel.load, status=REACHED if duel.reward_share >= -REACH else MISSED,
-            why=f"{number(100 * duel.reward_share, 1.0)} %", runs=duel.runs,
+            goal=NEAR_BOUND, load=duel.load, status=_near(duel), runs=duel.runs,
+            why="no share of a mean reward of 0" if math.isnan(duel.reward_share) else f"{number(100 * duel.reward_share, 1.0)} %",
         )
         for duel in own
     ]  # fmt: skip
+
+
+def _near(duel: Duel) -> str:
+    if duel.reward.equal:
+        return REACHED
+    return OPEN if math.isnan(duel.reward_share) else REACHED if duel.reward_share >= -REACH else MISSED
 
 
 def _beyond_plan(c: Comparison, load: str) -> Judged:

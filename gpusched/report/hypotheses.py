@@ -12,7 +12,7 @@ from gpusched.report import equivalence, statistics
 from gpusched.report.compare import Pairs, pair_up, shared_loads
 from gpusched.report.dataset import Study
 from gpusched.report.equivalence import Bounded, bounded
-from gpusched.report.measures import Measure, difference_unit, measure, number, p_text
+from gpusched.report.measures import Measure, difference_unit, measure, number, p_equals
 from gpusched.report.registration import registration
 
 DECISIONS = ("supported", "contradicted", "equal", "open", "untested")
@@ -153,7 +153,7 @@ def _words(h: Hypotheses, claim: Claim, m: Measure, b: Bounded) -> str:
 
 def _decided(j: Judged, h: Hypotheses, family: int) -> Judged:
     decision = _decision(j, h.alpha)
-    evidence = f"{value_text(j)}, Holm p {_is(p_text(j.holm_p))}"
+    evidence = f"{value_text(j)}, Holm p {p_equals(j.holm_p)}"
     if decision == "untested":
         text = j.note
     elif decision == "equal":
@@ -221,7 +221,3 @@ def _count(pairs: int | None) -> str:
 
 def _percent(value: float) -> float:
     return 100.0 * value
-
-
-def _is(p: str) -> str:
-    return p if p.startswith("<") else f"= {p}"

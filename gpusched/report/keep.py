@@ -38,7 +38,7 @@ def check_place(folder: Path) -> None:
         raise refuse(
             "--keep", str(folder), "must be a folder that can be read", f"{error.strerror}."
         ) from error
-    if folder.name in ("", "..") or (there and not set(there) <= KEPT):
+    if folder.name in ("", "..") or (there and not {"provenance.json"} <= set(there) <= KEPT):
         cure = f"It holds {', '.join(there[:3])}{' and more' if len(there) > 3 else ''}." if there else ""
         raise refuse("--keep", str(folder), "must be a folder of its own: what is in it is replaced", cure)
 

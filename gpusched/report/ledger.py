@@ -22,7 +22,12 @@ def ledger(study: Study) -> Table:
             spent[record.tags.get("policy", "?")].append(record)
     columns = [("policy", "Policy"), ("n", "Trainings or searches"), ("steps", "Control steps simulated"),
                ("validated", "of them validation"), ("wall_s", "Wall time (s)"), ("candidates", "Candidates tried")]  # fmt: skip
-    free = sorted(set(study.policies) - set(spent))
+    # A guard (policy.cooldown_s ...) makes another policy of the same training.
+    known = {
+        record.tags["fingerprint"] for own in spent.values() for record in own if "fingerprint" in record.tags
+    }
+    free = sorted(policy for policy in study.policies if policy not in spent
+                  and not any(trial.tags.get("fingerprint") in known for trial in study.of(policy)))  # fmt: skip
     notes = ["Means over the seeds. A step is one control interval of one simulated environment."]
     notes += [f"Spent nothing: {', '.join(free)}."] if free else []
     rows = [_row(policy, records) for policy, records in sorted(spent.items())]

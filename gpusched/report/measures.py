@@ -31,6 +31,11 @@ class Measure:
         """The label of an axis, with its unit."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
+    @property
+    def heading(self) -> str:
+        """The label of a column, with its unit."""
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
     def shown(self, value: float) -> float:
         """Return a stored value in the unit shown."""
         return value * self.scale
@@ -80,6 +85,16 @@ def p_text(p: float) -> str:
     if math.isnan(p):
         return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_equals(p: float) -> str:
+    """Return a p value as it follows a "p": "= 0.012" or "< 0.001"."""
+    return p_text(p) if p < 0.001 else f"= {p_text(p)}"
+
+
+def signed(text: str) -> str:
+    """Return a number's text with a plus where it is above 0."""
+    return text if text.startswith(("−", "–", "∞")) or not text.strip("0.\u2009") else f"+{text}"
 
 
 def _shown_unit(name: str, unit: str) -> tuple[str, float]:

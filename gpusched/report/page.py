@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from gpusched.report.analysis import Analysis
 from gpusched.report.compare import Row
 from gpusched.report.dataset import Study
 from gpusched.report.drawings import Drawings
-from gpusched.report.measures import REWARD, TESTED, Measure, number, p_text
+from gpusched.report.measures import REWARD, TESTED, Measure, difference_unit, number, p_equals, signed
 from gpusched.report.statistics import Estimate
 from gpusched.report.tables import Table, to_markdown
 
@@ -57,7 +58,7 @@ def overview(study: Study) -> str:
         tag: sorted({t.tags[tag] for t in study.trials if tag in t.tags}) for tag in ("service", "cluster")
     }
     where = " ".join(f"{tag.capitalize()}: {', '.join(names)}." for tag, names in values.items() if names)
-    simulated = all(t.tags.get("cluster") == "sim" for t in study.trials)
+    simulated = study.clusters == ["sim"]
     basis = (
         f" {len(study.assumed)} of its service constants are assumed, not measured." if study.assumed else ""
     )
@@ -138,9 +139,18 @@ def rivals(analysis: Analysis) -> dict[str, Any]:
 def _matrix_cell(row: Row) -> dict[str, str]:
     m = row.measure
     a, b = (number(m.shown(e.mean), _half(m, e)) for e in (row.baseline, row.candidate))
-    p = p_text(row.holm_p)
-    p = "" if p == "–" else f", p {p if p.startswith('<') else '= ' + p}"
-    return {"decision": row.decision, "main": verdict.relative_text(row), "detail": f"{a} → {b}{p}"}
+    p = "" if math.isnan(row.holm_p) else f", p {p_equals(row.holm_p)}"
+    return {"decision": row.decision, "main": _main(row), "detail": f"{a} → {b}{p}"}
+
+
+def _main(row: Row) -> str:
+    """Return the difference as a share of the baseline, and as it is where there is no share."""
+    if not math.isnan(row.relative):
+        return verdict.relative_text(row)
+    d, m = row.paired.difference, row.measure
+    if math.isnan(d.mean):
+        return "–"
+    return f"{signed(number(m.shown(d.mean), _half(m, d)))} {difference_unit(m)}".strip()
 
 
 def _half(m: Measure, e: Estimate) -> float:

@@ -140,7 +140,8 @@ def _file(file: Path | None, node: dict[str, Any] | None, chosen: str) -> list[s
     what = changes(node, now) if node is not None else []
     detail = f" ({_listed(what)})" if what else ""
     return [
-        f"{file} was changed since the runs began{detail}: what the runs carry is judged, not what it says now."
+        f"{file} says something else than the runs carry{detail}: it was changed since, or they were started with values of "
+        "their own. What they carry is judged."
     ]
 
 

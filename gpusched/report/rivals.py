@@ -15,7 +15,7 @@ from gpusched.report.compare import ALPHA, pair_up
 from gpusched.report.dataset import Study
 from gpusched.report.equivalence import Bounded, bounded
 from gpusched.report.hypotheses import span_text
-from gpusched.report.measures import COST, QOS, REWARD, Measure, measure, number
+from gpusched.report.measures import COST, QOS, REWARD, Measure, measure, number, signed
 from gpusched.report.statistics import Paired
 from gpusched.report.tables import Cell, Table, figures, words
 
@@ -54,12 +54,14 @@ class Side:
 
     @property
     def decision(self) -> str:
-        """One of better, no worse (within the margin, even where the difference is shown), worse and open."""
+        """One of better, no worse (within the margin, even where the difference is shown), equal (in every seed), worse, open."""
         good = self.paired.difference.mean * self.measure.better
         if self.superior_p < ALPHA and good > 0:
             return "better"
         if self.not_worse_p < ALPHA:
             return "no worse"
+        if self.paired.equal:
+            return "equal"
         return "worse" if self.superior_p < ALPHA else "open"
 
 
@@ -91,8 +93,8 @@ class Duel:
 
     @property
     def kind(self) -> str:
-        """One of better, worse, equal (no worse in both) and undecided: trade-offs, and where an axis is open."""
-        found = set(self.decisions)
+        """One of better, worse, equal (equal or no worse in both) and undecided: trade-offs, and where an axis is open."""
+        found = {"no worse" if decision == "equal" else decision for decision in self.decisions}
         if found == {"no worse"}:
             return "equal"
         if found in ({"better"}, {"better", "no worse"}):
@@ -127,15 +129,20 @@ def rivals_table(found: Sequence[Duel], candidate: str, margin: float) -> Table:
         found = []
     columns = [("load", "Load"), ("rival", "Against"), ("pairs", "Pairs"), ("cost", "Cost [90 %]"),
                ("cost_decision", "Cost is"), ("qos", "QoS violations [90 %]"), ("qos_decision", "Violations are"),
-               ("reward", "Mean reward, share of the rival’s"), ("outcome", f"{candidate} is")]  # fmt: skip
+               ("reward", "Mean reward, difference as a share of the rival’s"), ("outcome", f"{candidate} is")]  # fmt: skip
     notes = [
         f"Differences {candidate} − rival, paired by seed. “No worse”: by less than {100 * margin:g} % of the rival’s cost, "
         f"by less than {100 * QOS_MARGIN:g} percentage point of all requests. “Better” and “worse”: two-sided paired t, or the sign test where every pair differs by the same. "
-        f"Holm over all {2 * len(found)} tests of either kind, α = {ALPHA:g}. Intervals are not adjusted.",
+        f"Holm over the {_counted(found, 'superior_p')} tests of “better” and “worse” and, apart, over the {_counted(found, 'not_worse_p')} of “no worse”, "
+        f"α = {ALPHA:g}. “Equal”: the same in every seed, with too few seeds for a test. Intervals are not adjusted.",
         "The oracle knows the future and is a bound, no competitor. Mean reward: described, not tested here.",
     ]
     return Table(name="rivals", title=f"{candidate} against every other policy: cost and violations", columns=columns,
                  rows=[_row(duel) for duel in found], labels=2, notes=notes)  # fmt: skip
+
+
+def _counted(found: Sequence[Duel], name: str) -> int:
+    return sum(math.isfinite(getattr(side, name)) for duel in found for side in (duel.cost, duel.qos))
 
 
 def _duel(study: Study, load: str, candidate: str, rival: str, margin: float) -> Duel:
@@ -165,7 +172,7 @@ def _side(
 
 
 def _row(duel: Duel) -> list[Cell]:
-    share = "–" if math.isnan(duel.reward_share) else f"{number(100 * duel.reward_share, 1.0)} %"
+    share = "–" if math.isnan(duel.reward_share) else f"{signed(number(100 * duel.reward_share, 1.0))} %"
     return [
         words(duel.load),
         words(duel.rival),
@@ -179,9 +186,8 @@ def _row(duel: Duel) -> list[Cell]:
 
 def _cells(side: Side, unit: Measure | None, runs: Sequence[str]) -> list[Cell]:
     b = side.bounds
-    value = b.value if math.isfinite(b.value) else side.paired.difference.mean
-    values = {"": value, "low": b.low, "high": b.high, "p": side.superior_p, "p_no_worse": side.not_worse_p}
+    values = {"": b.value, "low": b.low, "high": b.high, "p": side.superior_p, "p_no_worse": side.not_worse_p}
     return [
-        figures(span_text(value, b.low, b.high, unit), values, runs),
+        figures(span_text(b.value, b.low, b.high, unit), values, runs),
         words(side.decision, {"open": "undecided", "no worse": "equal"}.get(side.decision, side.decision), runs=runs),
     ]  # fmt: skip

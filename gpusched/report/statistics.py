@@ -19,6 +19,8 @@ LEVEL = 0.95
 POWER = 0.8
 MOST_N = 10_000
 """Beyond this many pairs "how many would decide" is answered with "more than that"."""
+LARGE_T = 1e3
+"""Beyond it a noncentral t is its limit to five digits or more."""
 FLAT = 1e-12
 """A spread below this share of the values' size is rounding, not variance."""
 
@@ -270,7 +272,12 @@ def _why_no_test(n: int, mean: float) -> str:
 
 
 def _noncentrality(t: float, m: int, p: float) -> float:
-    """Return δ with P(T <= t) = p for a noncentral t of m degrees of freedom and noncentrality δ."""
+    """Return δ with P(T <= t) = p for a noncentral t of m degrees of freedom and noncentrality δ.
+
+    Where |t| is large, T is δ over the root of χ²/m: the normal part no longer counts, and scipy's inverse does not end.
+    """
+    if abs(t) > LARGE_T:
+        return t * math.sqrt(float(special.chdtri(m, p if t > 0 else 1.0 - p)) / m)
     guess = float(special.nctdtrinc(m, p, t))
     near = 1e-3 * (1.0 + abs(guess))  # scipy's inverse is good to some 1e-6: polish it
 

@@ -94,7 +94,10 @@ def to_markdown(table: Table) -> str:
         align,
         *[[cell.text for cell in row] for row in table.rows],
     ]
-    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    text = "\n".join(
+        "| " + " | ".join(" ".join(cell.replace("|", "\\|").split("\n")) for cell in line) + " |"
+        for line in lines
+    )
     notes = "".join(f"\n\n{note}" for note in table.notes)
     named = ", ".join(f"`{run}`" for run in table.runs)
     runs = named if len(table.runs) <= MANY else f"{len(table.runs)}, named in provenance.json"

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from gpusched.report.compare import ALPHA, Comparison, Row
-from gpusched.report.measures import COST, QOS, REWARD, difference_unit, number, p_text
+from gpusched.report.measures import COST, QOS, REWARD, difference_unit, number, p_equals, signed
 from gpusched.report.statistics import least_p_wilcoxon
 
 ORDER = ("better", "worse", "higher", "lower", "equal", "undecided", "untested")
@@ -82,19 +82,17 @@ def verdicts(comparison: Comparison) -> list[LoadVerdict]:
         LoadVerdict(
             load=load,
             summary=_summary(comparison, load),
-            findings=[finding(row, comparison) for row in comparison.rows if row.load == load],
+            findings=[finding(row) for row in comparison.rows if row.load == load],
         )
         for load in comparison.loads
     ]
 
 
-def finding(row: Row, comparison: Comparison) -> Finding:
+def finding(row: Row) -> Finding:
     """Return one row in words: the difference with interval, its adjusted p and effect, or why there is no decision."""
     m = row.measure
     label = m.label + (" (training signal)" if m.name == REWARD else "")
-    return Finding(
-        load=row.load, name=m.name, label=label, decision=row.decision, text=_text(row, comparison)
-    )
+    return Finding(load=row.load, name=m.name, label=label, decision=row.decision, text=_text(row))
 
 
 def difference_text(row: Row) -> str:
@@ -102,16 +100,16 @@ def difference_text(row: Row) -> str:
     d, m = row.paired.difference, row.measure
     half = m.shown((d.high - d.low) / 2)
     numbers = [number(m.shown(v), half) for v in (d.mean, d.low, d.high)]
-    text = f"{_signed(numbers[0])} [{numbers[1]}, {numbers[2]}] {difference_unit(m)}".strip()
+    text = f"{signed(numbers[0])} [{numbers[1]}, {numbers[2]}] {difference_unit(m)}".strip()
     return text if math.isnan(row.relative) else f"{text} ({relative_text(row)})"
 
 
 def relative_text(row: Row) -> str:
-    """Return the relative difference of the means as "−21 %", "–" where the baseline is 0."""
+    """Return the relative difference of the means as "−21 %", "–" where there is none."""
     if math.isnan(row.relative):
         return "–"
     share = 100 * row.relative
-    return _signed(number(share, 1.0 if abs(share) >= 10 else 0.1)) + " %"
+    return signed(number(share, 1.0 if abs(share) >= 10 else 0.1)) + " %"
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -156,13 +154,13 @@ def _decision(comparison: Comparison, load: str, name: str) -> str:
     return row.decision if row else "untested"
 
 
-def _text(row: Row, comparison: Comparison) -> str:
+def _text(row: Row) -> str:
     if row.decision == "equal":
         return f"equal in all {row.pairs} pairs"
     if row.decision == "untested":
         shown = f"{difference_text(row)}; " if row.pairs else ""
         return f"{shown}{row.paired.note}"
-    evidence = f"Holm p {_is(p_text(row.holm_p))}, g = {number(row.paired.g, 0.1)}"
+    evidence = f"Holm p {p_equals(row.holm_p)}, g = {number(row.paired.g, 0.1)}"
     if row.decision != "undecided":
         return f"{difference_text(row)}, {evidence}"
     return f"{difference_text(row)}, {evidence}; {_cannot(row)}"
@@ -176,11 +174,3 @@ def _cannot(row: Row) -> str:
     if d.low <= 0.0 <= d.high:
         return f"N = {row.pairs} cannot decide ({limit}; {needed} would find the observed one)"
     return f"the interval excludes 0, but not after Holm: N = {row.pairs} cannot decide ({limit}; {needed} would)"
-
-
-def _signed(text: str) -> str:
-    return text if text.startswith(("−", "–", "∞")) or not text.strip("0.\u2009") else f"+{text}"
-
-
-def _is(p: str) -> str:
-    return p if p.startswith("<") else f"= {p}"

@@ -142,6 +142,7 @@ def test_gaps_are_said() -> None:
     one = e.bounded([1.0], [2.0], 0.1, relative=False)
     assert (one.note, one.value) == ("1 pair: no test", -1.0)
     assert math.isnan(one.p)
+    assert e.bounded([600.0], [1200.0], 0.1, relative=True).value == -0.5, "a share, as with more pairs"
     same = e.bounded([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], 0.1, relative=True)
     assert same.note == "equal in every pair: no test"
     shifted = e.bounded([1.1, 2.1], [1.0, 2.0], 0.1, relative=False)

@@ -63,6 +63,14 @@ def test_what_is_planted_against_the_rules_is_told(
         assert "worse, N = 20" in why
 
 
+def test_a_reward_of_nothing_has_no_share() -> None:
+    same = {"replica_seconds": [1.0, 2.0], "qos_violation_rate": [0.0, 0.0], "reward_mean": [0.0, 0.0]}
+    study = study_of({"ppo": same, "oracle": same, "hpa": same}, ("low",))
+    assert told(study, NEAR_BOUND)[0] == "reached", "the same in every seed"
+    other = {**same, "reward_mean": [0.1, -0.1]}
+    assert told(study_of({"ppo": other, "oracle": same, "hpa": same}, ("low",)), NEAR_BOUND)[0] == "not shown"
+
+
 def test_noise_is_not_shown_and_both_axes_are_named() -> None:
     status, why = told(planted(noise=0.2), SAME_AS_RULES)
     assert status == "not shown"

@@ -38,16 +38,19 @@ def test_small_tables_without_their_runs_and_figures_are_kept(report: Path, tmp_
 def test_what_was_there_is_replaced_as_a_whole(report: Path, tmp_path: Path) -> None:
     (tmp_path / "kept" / "tables").mkdir(parents=True)
     (tmp_path / "kept" / "tables" / "old.csv").write_text("old")
+    (tmp_path / "kept" / "provenance.json").write_text("{}")
     keep(report, tmp_path / "kept", "")
     assert not (tmp_path / "kept" / "tables" / "old.csv").exists()
 
 
-@pytest.mark.parametrize("name", ["docs", "docs/results", "docs/results/..", "file"])
+@pytest.mark.parametrize("name", ["docs", "docs/results", "docs/results/..", "file", "paper"])
 def test_nothing_else_is_deleted(report: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "docs" / "results" / "full").mkdir(parents=True)
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "paper" / "figures").mkdir(parents=True)  # a thesis has folders of these names, too
     with pytest.raises(InputError, match="--keep"):
         keep(report, tmp_path / name, "")
+    assert (tmp_path / "paper" / "figures").exists()
     assert (tmp_path / "docs" / "results" / "full").exists() and (tmp_path / "file").read_text() == "mine"
 
 

@@ -187,6 +187,11 @@ def test_a_report_that_cannot_be_written(store: Store, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(StoreError, match=r"cannot be written to .* --out"):
         build(store, out=tmp_path / "out", choice=made_up("study"))
+    (tmp_path / "thesis" / "study").mkdir(parents=True)
+    (tmp_path / "thesis" / "study" / "chapter.tex").write_text("mine")
+    with pytest.raises(StoreError, match=r"study holds something else than a report. .* --out"):
+        build(store, out=tmp_path / "thesis", choice=made_up("study"))
+    assert (tmp_path / "thesis" / "study" / "chapter.tex").read_text() == "mine"
 
 
 @pytest.mark.usefixtures("no_drawing")

@@ -62,10 +62,17 @@ def test_interval_of_g_excludes_zero_exactly_when_p_is_below_five_percent(n: int
     assert s.hedges_g(1.01 * critical, n)[1] > 0 > s.hedges_g(0.99 * critical, n)[1]
 
 
-@pytest.mark.parametrize("t", [50.0, -300.0, 2e4])
+@pytest.mark.parametrize("t", [50.0, -300.0, 2e4, 3e5, -1e6, 1e9])
 def test_interval_of_g_stays_finite_and_ordered_for_huge_effects(t: float) -> None:
     g, low, high = s.hedges_g(t, 5)
     assert low < g < high and math.isfinite(low) and math.isfinite(high)
+
+
+@pytest.mark.parametrize("n", [3, 5, 20])
+def test_interval_of_g_runs_into_its_limit(n: int) -> None:
+    """There g is known but for the spread, whose interval is that of χ² (scipy's own inverse does not end there)."""
+    below, above = (np.array(s.hedges_g(t, n)) / t for t in (0.999e3, 1.001e3))
+    assert above == pytest.approx(below, rel=1e-4)
 
 
 def test_holm_by_hand() -> None:

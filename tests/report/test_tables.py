@@ -44,6 +44,13 @@ def test_csv_holds_values_and_runs_and_leaves_gaps_empty() -> None:
     assert provenance(made)[0] == {"row": ["low"], "column": "c1", "values": {"mean": 0.1 + 0.2}, "runs": ["b", "a", "b"]}  # fmt: skip
 
 
+def test_a_message_of_several_lines_stays_in_its_row() -> None:
+    table = Table(
+        name="x", title="X", columns=[("why", "Why")], rows=[[words("one\ntwo")]], labels=1, notes=[]
+    )
+    assert "| one two |" in to_markdown(table)
+
+
 def test_markdown_names_few_runs_and_counts_many() -> None:
     few = table([words("a|b"), figures("1", {"": 1}, ["run1"])], notes=("A note.",))
     text = to_markdown(few)
