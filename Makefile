@@ -1,5 +1,5 @@
 # make experiment   the whole study: install, sweep, report      make test   the whole test suite
-# make full         every policy, load and fault (an hour or more on two cores)
+# make full         ten policies under eight loads, six under nine faults (an hour or more on two cores)
 # make check        what a change must pass, <= 90 s              make bench  the numbers we claim
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,7 +22,7 @@ experiment: $(STAMP)
 	@echo "MLflow UI: make ui, then http://127.0.0.1:5000/#/experiments"
 	@echo "           (make ui runs: $(UI))"
 
-# Every policy, load and fault, twenty seeds: TRACES is the folder of the Azure traces (conf/load/azure_conv.yaml).
+# Twenty seeds: TRACES is the folder of the Azure traces (conf/load/azure_conv.yaml).
 TRACES ?= traces
 full: export GPUSCHED_TRACES := $(abspath $(TRACES))
 full: $(STAMP)

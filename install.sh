@@ -320,7 +320,7 @@ set_up() {
     if [[ $STEP != check ]] && "done_$STEP"; then say "  is there"; else "do_$STEP"; fi
   done
   STEP=''
-  [[ -n $DRY_RUN ]] || say "Done. Next: export KUBECONFIG=$KUBECONFIG_FILE; python run.py policy=hpa cluster=microk8s load=low"
+  [[ -n $DRY_RUN ]] || say "Done. Next: export KUBECONFIG=$KUBECONFIG_FILE; . .venv/bin/activate; python run.py job=doctor cluster=microk8s"
 }
 take_back() {
   local i

@@ -67,6 +67,12 @@ def test_every_option_builds_and_lives_through_a_short_trial(kind: str, name: st
     assert {gate.name for gate in verdicts(built, lived)} == {"load_audit", "readiness", "degenerate"}
 
 
+@pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "policy").glob("*.yaml"))])
+def test_every_policy_can_be_guarded_without_a_word_in_its_file(name: str, tmp_path: Path) -> None:
+    _, built = make("policy", name, tmp_path, "policy.shadow=true", "guard@policy=careful")
+    assert built.guard.shadow and built.guard.max_change > 0
+
+
 @pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "action").glob("*.yaml"))])
 def test_every_action_can_be_taken_at_both_ends(name: str, tmp_path: Path) -> None:
     _, built = make("action", name, tmp_path)

@@ -149,6 +149,8 @@ class Cluster(Option, ABC):
     limits: Limits
     real: ClassVar[bool] = False
     """True where a step takes wall time; such a cluster has one environment."""
+    makes_servers: ClassVar[bool] = True
+    """True where it sets its servers up by the service profile; otherwise they are as somebody has set them up."""
 
     def __init__(
         self,

@@ -105,6 +105,7 @@ class FidelityJob(Job):
 
     def run(self, setup: Setup, store: Store, parent: str | None) -> Result:
         check_measured(setup)
+        self.check_batches(setup)
         # Begun before half an hour of measuring, so that a store that cannot be written is noticed now.
         with store.start(
             "fidelity", study=setup.study, name=f"simulator against {setup.names['cluster']}, {setup.service.name}",
@@ -119,6 +120,13 @@ class FidelityJob(Job):
             values = worst(json.loads((folder / JSON).read_text())["rows"])
             run.metrics(0, values)
         return Result(status="finished", names=setup.names, seed=setup.seed, values=values, run_id=run.id)
+
+    def check_batches(self, setup: Setup) -> None:
+        """Raise InputError for batches that the servers are not set up for: two things would be compared."""
+        served = int(setup.service.max_batch.value)
+        if not setup.cluster_type.makes_servers and set(self.config.batches) != {served}:
+            raise refuse("job.batches", self.config.batches,
+                         f"must be [{served}] on cluster={setup.names['cluster']}, whose servers have the largest batch they were set up with")  # fmt: skip
 
     def compared(self, setup: Setup) -> None:
         """Live through every case; what has been found is written after each, so that a kill loses one case only."""

@@ -121,7 +121,9 @@ def _rows(path: Path, key: str) -> Iterator[tuple[int, list[str]]]:
                 if any(cell.strip() for cell in row):
                     yield reader.line_num, row
     except FileNotFoundError:
-        raise InputError(f"{key}: no such file. Give a CSV file with one time per row.") from None
+        raise InputError(
+            f"{key}: no such file. Give a CSV file with one time per row; where those of azure_* come from stands in conf/load."
+        ) from None
     except OSError as error:
         raise InputError(f"{key}: cannot be read ({error.strerror}).") from None
     except (UnicodeDecodeError, csv.Error):

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import rbac
+from contract import service
 from emulator import Emulator
 from scene import act, cluster, hold, node, old_hpa, picture, scale
 
 from gpusched.cluster.microk8s import checks
 from gpusched.core.check import FAIL, OK, WARN, Check
+from gpusched.core.errors import ClusterError
 
 METRICS = {
     "/apis/metrics.k8s.io/v1beta1/namespaces/gpusched/pods": {"items": [{}]},
@@ -103,8 +105,8 @@ def test_the_services_right_is_asked_for_under_its_own_name(
         {**rule, "resourceNames": ["front"]} if rule["resources"] == ["services"] else rule
         for rule in rbac.rules()
     ]
-    for service, status in (("front", OK), ("triton", FAIL)):
-        found = {c.name: c for c in checks.run(hold(emulator, tmp_path), service, triton, most=6)}
+    for name, status in (("front", OK), ("triton", FAIL)):
+        found = {c.name: c for c in checks.run(hold(emulator, tmp_path), name, triton, most=6)}
         assert found["rights"].status == status
     assert found["rights"].detail == "missing in gpusched: get services"
 
@@ -116,6 +118,29 @@ def test_another_autoscaler_fails(emulator: Emulator, tmp_path: Path, triton: st
     check = looked(emulator, tmp_path, triton)["autoscalers"]
     assert check.status == FAIL
     assert "somebody" in check.detail
+
+
+def test_pods_set_up_otherwise_than_the_profile_says_are_told(emulator: Emulator, tmp_path: Path) -> None:
+    one, profile = hold(emulator, tmp_path), service()
+    assert checks.profile(one, profile).status == OK
+    words = "service.probe_delay_s.value=0 service.probe_period_s.value=10"
+    key = ("deployments", "gpusched", "triton")
+    edited = emulator.store.get(key)
+    edited["metadata"]["annotations"] = {checks.OVERRIDES: words}
+    emulator.store.update(key, edited, "kubectl-edit")
+    told = checks.profile(one, profile)
+    assert (told.status, told.cure) == (WARN, "Add to every command: service.probe_delay_s.value=0")
+
+
+def test_a_sentence_within_brackets_is_no_cure() -> None:
+    def look() -> Check:
+        raise ClusterError(
+            "kubeconfig x: cannot be used (Invalid file. No configuration found.). Name another (cluster.kubeconfig)."
+        )
+
+    found = checks._guarded("API server", look)
+    assert found.detail == "kubeconfig x: cannot be used (Invalid file. No configuration found.)."
+    assert found.cure == "Name another (cluster.kubeconfig)."
 
 
 def test_a_dead_trial_is_told(emulator: Emulator, tmp_path: Path, triton: str) -> None:

@@ -93,7 +93,7 @@ BAD = {
     "load=null": "a group needs the name of an option",
     "job=train": "policy = 'hpa': does not learn, so job=train has nothing to do.",
     "-m policy=hpa,foo": f"policy = 'foo': no such option. Allowed: {POLICIES}.",
-    "-m policy=hpa,static policy.target=50": "policy.target: no such key. Allowed: shadow, max_change, cooldown_s, replicas.",
+    "-m policy=hpa,static policy.target=50": "policy.target: no such key. Allowed: replicas, shadow, max_change, cooldown_s.",
     "-m load.users=5,-2": "load.users = -2: must lie in 0..100000 users.",
     "tracking.uri=nonsense": None,
     "tracking.uri=sqlite:////proc/no/mlflow.db": "",

@@ -187,3 +187,12 @@ def test_before_and_after_a_scaling_are_drawn_apart() -> None:
 def test_impossible_comparisons_are_refused(change: str) -> None:
     with pytest.raises(InputError, match=f"job.{change.split('=')[0]}"):
         make("job=fidelity", f"job.{change}")
+
+
+def test_servers_that_are_set_up_already_are_compared_with_their_own_batch_only() -> None:
+    job, setup = make("job=fidelity", "cluster=microk8s", "job.batches=[1,8]")
+    assert isinstance(job, FidelityJob)
+    with pytest.raises(InputError, match=r"job.batches = \[1, 8\]: must be \[8\] on cluster=microk8s"):
+        job.check_batches(setup)
+    job.config.batches = [8]
+    job.check_batches(setup)

@@ -1,34 +1,27 @@
 """conf/policy/ppo.yaml fills the policy's Config, the training load included."""
 
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
+from composing import composed
 from omegaconf import OmegaConf
 
 from gpusched.core.errors import InputError
 from gpusched.policy.ppo import PPO
 
-CONF = Path(__file__).parents[2] / "conf"
-
-
-@cache
-def composed(*overrides: str) -> Any:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_container(compose("policy/ppo", list(overrides)))
-
 
 def config(*overrides: str, **values: Any) -> Any:
     """Return the Config that Hydra's overrides give, with further values set as `group.key`."""
-    tree = OmegaConf.create({"reward": {"slo_s": 0.2}, **composed(*overrides)})
+    tree, _ = composed("policy=ppo", *overrides)
     for key, value in values.items():
         OmegaConf.update(tree.policy, key, value)
-    OmegaConf.resolve(tree)
-    for key in ("_target_", "train_cluster", "shadow", "max_change", "cooldown_s"):  # not the policy's own
-        del tree.policy[key]
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PPO.Config), tree.policy))
+    given: Any = OmegaConf.to_container(tree, resolve=True)
+    own = {
+        k: v
+        for k, v in given["policy"].items()
+        if k not in ("_target_", "train_cluster", "shadow", "max_change", "cooldown_s")
+    }
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PPO.Config), own))
 
 
 def test_every_value_is_given() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -31,8 +32,13 @@ from gpusched.cluster.microk8s.kinds import (
 from gpusched.cluster.microk8s.quantities import number
 from gpusched.core.check import FAIL, OK, WARN, Check
 from gpusched.core.errors import ClusterError
+from gpusched.core.service import Service
 
 LOOK_S = 10.0
+OVERRIDES = "gpusched.io/service-overrides"
+"""The annotation in which manifests/ tell, as words of the command line, where the pods differ from the shipped profile."""
+SENTENCE_END = re.compile(r"\. (?![^(]*\))")
+"""Not within brackets."""
 METRICS_S = 3.0
 REVIEWS = Kind(
     root="/apis/authorization.k8s.io/v1",
@@ -92,8 +98,25 @@ def _guarded(name: str, look: Callable[[], Check]) -> Check:
     try:
         return look()
     except ClusterError as error:
-        what, _, cure = str(error).partition(". ")
-        return Check(name=name, status=FAIL, detail=f"{what}.", cure=cure)
+        what, *cure = SENTENCE_END.split(str(error), maxsplit=1)
+        return Check(name=name, status=FAIL, detail=f"{what.removesuffix('.')}.", cure="".join(cure))
+
+
+def profile(hold: Hold, service: Service) -> Check:
+    """Compare the service profile with what the Deployment's annotation OVERRIDES says of its pods."""
+    return _guarded("service profile", lambda: _profile(hold, service))
+
+
+def _profile(hold: Hold, service: Service) -> Check:
+    told = str(dig(hold.look(), "metadata", "annotations", OVERRIDES) or "")
+    own = {f"service.{name}.value": constant.value for name, constant in service.constants().items()}
+    said = dict(word.partition("=")[::2] for word in told.split())
+    unlike = [f"{key}={value}" for key, value in said.items() if own.get(key) != number(value)]
+    if not unlike:
+        return Check(name="service profile", status=OK, detail=f"{service.name}: nothing known against it")
+    return Check(name="service profile", status=WARN,
+                 detail=f"{service.name} does not say how these pods are set up: PPO would be trained on others, and calibrated start-up times be wrong",
+                 cure=f"Add to every command: {' '.join(unlike)}")  # fmt: skip
 
 
 def _server(hold: Hold) -> Check:

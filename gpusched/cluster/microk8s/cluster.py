@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,6 +39,8 @@ class Microk8sCluster(LiveCluster):
 
     Changes only objects labelled app.kubernetes.io/part-of=gpusched in one namespace, and puts them back.
     """
+
+    makes_servers: ClassVar[bool] = False
 
     @dataclass(kw_only=True)
     class Config(LiveCluster.Config):
@@ -153,6 +155,7 @@ class Microk8sCluster(LiveCluster):
         found = checks.run(self.hold, c.service, c.url, self.limits.max_replicas)
         if found[0].status == FAIL:
             return found
+        found.append(checks.profile(self.hold, self.service))
         try:
             times = {"scrape_s": c.scrape_s, "window_s": c.window_s, "cpu_window_s": c.cpu_window_s}
             return [*found, *metrics(self.prometheus_url(), self.selectors(), **times)]
