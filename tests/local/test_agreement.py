@@ -9,12 +9,14 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from composing import composed
 from local_setup import make
 
 from gpusched.cluster.sim import SimCluster
 from gpusched.core.errors import ClusterError, InputError
 from gpusched.core.ports import Cluster
 from gpusched.job.agreement import GOAL, Block, Case, compare
+from gpusched.job.build import setup
 from gpusched.job.fidelity import FidelityJob, capacity_rps, with_batch
 from gpusched.job.record import run_tags
 from gpusched.job.setup import Setup
@@ -190,9 +192,9 @@ def test_impossible_comparisons_are_refused(change: str) -> None:
 
 
 def test_servers_that_are_set_up_already_are_compared_with_their_own_batch_only() -> None:
-    job, setup = make("job=fidelity", "cluster=microk8s", "job.batches=[1,8]")
+    job, made = setup(*composed("job=fidelity", "cluster=microk8s", "job.batches=[1,8]"))
     assert isinstance(job, FidelityJob)
     with pytest.raises(InputError, match=r"job.batches = \[1, 8\]: must be \[8\] on cluster=microk8s"):
-        job.check_batches(setup)
+        job.check_batches(made)
     job.config.batches = [8]
-    job.check_batches(setup)
+    job.check_batches(made)
