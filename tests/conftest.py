@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,13 +29,20 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store to copy, made where an earlier start was broken off: making one takes seconds."""
+    """An empty store to copy, one for all workers, made where an earlier start was broken off: making one takes seconds."""
     from gpusched.tracking.store import Store
 
-    folder = tmp_path_factory.mktemp("empty") / "mlruns"
-    folder.mkdir()
-    (folder / "mlflow.db.new").write_bytes(b"half a database")
-    Store(f"sqlite:///{folder}/mlflow.db")
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    folder, made = place / "empty" / "mlruns", place / "empty.made"
+    with (place / "empty.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            folder.mkdir(parents=True)
+            (folder / "mlflow.db.new").write_bytes(b"half a database")
+            Store(f"sqlite:///{folder}/mlflow.db")
+            made.touch()
     return folder
 
 

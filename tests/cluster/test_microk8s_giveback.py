@@ -18,6 +18,8 @@ from gpusched.cluster.microk8s.hold import Hold
 from gpusched.core.controls import Controls, HPADirection, HPASpec
 from gpusched.core.errors import ClusterError
 
+pytestmark = pytest.mark.slow
+
 DEPLOYMENT = ("deployments", "gpusched", "triton")
 HPA = ("horizontalpodautoscalers", "gpusched", "triton")
 JOURNAL = ("configmaps", "gpusched", "gpusched-journal")
@@ -62,7 +64,6 @@ def controls(draw: st.DrawFn) -> Controls:
     return made
 
 
-@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     steps=st.lists(controls(), min_size=1, max_size=5),

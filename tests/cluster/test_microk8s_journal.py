@@ -24,6 +24,8 @@ from gpusched.cluster.microk8s.owner import Owner
 from gpusched.core.errors import ClusterError
 from gpusched.core.process import started_s
 
+pytestmark = pytest.mark.slow
+
 JOURNAL = ("configmaps", "gpusched", "gpusched-journal")
 
 

@@ -84,6 +84,7 @@ def test_a_fresh_machine(machine: Machine) -> None:
     assert (machine.state / "models" / "mobilenetv4" / "config.pbtxt").exists()
 
 
+@pytest.mark.slow
 def test_a_second_run_changes_nothing_but_applies_again(machine: Machine) -> None:
     assert machine.run().code == 0
     before = machine.files()
@@ -219,6 +220,7 @@ def printed(out: str) -> list[str]:
     return [line[2:] for line in out.splitlines() if line.startswith("+ ")]
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_what_a_run_does_and_does_nothing(machine: Machine) -> None:
     before = machine.files()
     dry = machine.run(*EVERYTHING, "--dry-run")

@@ -100,7 +100,20 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("arguments", [a for a, told in BAD.items() if told is not None])
+LONG = (
+    "-m policy=hpa,static policy.target=50",
+    "-m load.users=5,-2",
+    "policy.scale_up.select=Max",
+    "job=train",
+    "load.usrs=3",
+)
+"""As good as others of their kind: left out by make check."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [pytest.param(a, marks=[pytest.mark.slow] * (a in LONG)) for a, told in BAD.items() if told is not None],
+)
 def test_one_message_and_exit_code_2(command, capfd: pytest.CaptureFixture[str], arguments: str) -> None:
     assert command(*arguments.split()) == 2
     told = capfd.readouterr().err
@@ -110,6 +123,7 @@ def test_one_message_and_exit_code_2(command, capfd: pytest.CaptureFixture[str],
     assert not list(Path().glob("outputs/sweeps/*/*/0")), "a job of the sweep was started"
 
 
+@pytest.mark.slow
 def test_a_wrong_word_in_a_real_shell(tmp_path: Path) -> None:
     done = in_a_shell(tmp_path, "policy=hpq")
     assert done.returncode == 2

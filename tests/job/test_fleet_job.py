@@ -53,6 +53,7 @@ def test_a_fleet_is_one_run_with_the_kpis_of_all_and_of_each(store: Store) -> No
     assert again.status == "skipped"
 
 
+@pytest.mark.slow
 def test_the_fleet_is_part_of_the_trial_s_key() -> None:
     keys = {
         prepared(*more)[1].trial_key
@@ -76,6 +77,7 @@ def test_the_users_of_every_service_are_part_of_the_run_s_key(tmp_path: Path) ->
     assert len(keys) == 2
 
 
+@pytest.mark.slow
 def test_every_service_has_users_of_its_own_and_every_policy_meets_the_same() -> None:
     services = [Tenant(name="twin", count=2, load=steady(20))]
     (job, one), (_, other) = (prepared(f"policy={p}", services=services) for p in ("hpa", "static"))
@@ -147,6 +149,7 @@ def test_one_learned_policy_controls_all_services(policy: str, store: Store) -> 
     assert np.isfinite(job.run(setup, store, None).values["reward_mean"])
 
 
+@pytest.mark.slow
 def test_one_service_can_have_several_nodes() -> None:
     """Nine replicas fit on two nodes and not on one; what is trained gets nodes for as many."""
     from gpusched.job.trial import live

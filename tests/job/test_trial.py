@@ -17,6 +17,7 @@ from gpusched.job.trial import live
 from gpusched.tracking.store import Store
 
 
+@pytest.mark.slow
 def test_policies_meet_the_same_users_and_seeds_other_ones() -> None:
     hpa, static = (make(f"policy={p}", "load=varied")[1] for p in ("hpa", "static"))
     other = make("load=varied", "seed=1")[1]
@@ -47,6 +48,7 @@ def test_a_trace_s_content_is_part_of_the_key(tmp_path: Path) -> None:
     assert len(keys) == 2
 
 
+@pytest.mark.slow
 def test_all_of_a_trace_is_part_of_a_training_s_fingerprint(tmp_path: Path) -> None:
     file, prints = tmp_path / "t.csv", set()
     early = "".join(f"{t}\n" for t in range(0, 5000, 2))
@@ -71,6 +73,7 @@ def test_the_loads_of_one_seed_share_a_training_and_seeds_do_not() -> None:
     assert prints["low"] not in {make("policy=ppo", one)[1].fingerprint for one in others}
 
 
+@pytest.mark.slow
 def test_a_training_does_not_depend_on_where_or_how_guarded_the_trial_runs() -> None:
     own = make("policy=ppo", "cluster@policy.train_cluster=sim")[1].fingerprint
     others = ("cluster=sim", "policy.shadow=true", "policy.cooldown_s=60", "trial.episodes=2")
@@ -78,6 +81,7 @@ def test_a_training_does_not_depend_on_where_or_how_guarded_the_trial_runs() -> 
     assert make("policy=ppo", "cluster@policy.train_cluster=double")[1].fingerprint != own
 
 
+@pytest.mark.slow
 def test_episodes_of_a_seed_have_users_of_their_own_and_are_runs_of_their_own(store: Store) -> None:
     job, setup = make("policy=static", "policy.replicas=2", "load=varied", "trial.episodes=3", "study=nested")
     plans = [replace(setup, repeat=k).plan.users_K.tolist() for k in range(3)]
@@ -147,6 +151,7 @@ def test_resume_skips_what_is_finished_and_nothing_else(store: Store) -> None:
     assert other.status == "finished"
 
 
+@pytest.mark.slow
 def test_resume_runs_again_what_a_newer_run_has_taken_the_place_of(store: Store) -> None:
     one, other = ["policy=static", "study=replaced"], ["trial.start_replicas=4"]
     for arguments in (one, one + other):
@@ -169,6 +174,7 @@ def test_resume_runs_what_was_only_run_under_another_label(store: Store) -> None
     assert job.run(named, store, None).status == "skipped"
 
 
+@pytest.mark.slow
 def test_resume_repeats_what_a_real_cluster_spoilt(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["policy=static", "study=spoilt", "resume=true"]
     job, setup = make(*arguments)

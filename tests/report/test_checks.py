@@ -44,6 +44,7 @@ def test_gaps_are_said() -> None:
     assert equal_variance([1.0] * 3, [2.0] * 3).note == "no variance"
 
 
+@pytest.mark.slow
 def test_rates_under_normality() -> None:
     rng, runs = np.random.default_rng(51), 3000
     assert np.mean([normality(x).p < 0.05 for x in rng.normal(size=(runs, 5))]) == pytest.approx(

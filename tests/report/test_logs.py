@@ -48,6 +48,7 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(arrays(np.float64, st.integers(1, 200), elements=st.floats(1e-4, 900.0)))
 def test_the_share_up_to_an_edge_is_exact(latency_s_N: np.ndarray) -> None:

@@ -71,6 +71,7 @@ def test_coverage_of_the_components(sd: float, sizes: tuple[int, ...]) -> None:
     assert np.mean([f.between_low <= sd**2 <= f.between_high for f in found]) == pytest.approx(0.95, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_estimates_are_unbiased() -> None:
     rng, runs = np.random.default_rng(32), 20_000
     y = rng.normal(0, 2.0, (runs, 5, 1)) + rng.normal(0, 1.0, (runs, 5, 3))

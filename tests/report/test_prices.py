@@ -85,6 +85,7 @@ def test_one_seed_decides_nothing() -> None:
     assert contenders([bill("a", [1.0], [0.0]), bill("b", [9.0], [9.0])], np.array([1.0])) == [("a", "b")]
 
 
+@pytest.mark.slow
 @given(
     st.integers(2, 8).flatmap(
         lambda n: st.tuples(arrays(float, n, elements=NUMBERS), arrays(float, n, elements=NUMBERS))
@@ -117,6 +118,7 @@ def test_the_interval_of_the_price_covers_it() -> None:
     assert abs(hits / repeats - 0.95) < 4 * math.sqrt(0.95 * 0.05 / repeats)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30)), min_size=1, max_size=8))
 def test_the_envelope_is_what_is_cheapest_at_some_price(points: list[tuple[int, int]]) -> None:
     owed = [bill(str(i), [float(x)], [float(y)]) for i, (x, y) in enumerate(points)]

@@ -31,6 +31,7 @@ def program(learnt: MLP, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2, 33])
 def test_numpy_torch_and_exported_program_agree(learnt: MLP, program: Path, batch: int) -> None:
     features = (
@@ -66,6 +67,7 @@ def test_a_constant_feature_is_not_blown_up() -> None:
     assert mlp.std.tolist() == [1.0]
 
 
+@pytest.mark.slow
 def test_the_digest_knows_names_shapes_and_numbers(learnt: MLP, program: Path) -> None:
     network = read_network(program)
     assert network.digest == learnt.freeze().digest
@@ -94,6 +96,7 @@ class Trap:
         return (Path.touch, (self.trace,))
 
 
+@pytest.mark.slow
 def test_a_crafted_file_is_refused_and_nothing_in_it_runs(program: Path, tmp_path: Path) -> None:
     trace, crafted = tmp_path / "it ran", tmp_path / "policy.pt2"
     with zipfile.ZipFile(program) as old, zipfile.ZipFile(crafted, "w") as new:
@@ -107,6 +110,7 @@ def test_a_crafted_file_is_refused_and_nothing_in_it_runs(program: Path, tmp_pat
     assert not trace.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "cut", "flipped"])
 def test_a_damaged_file_is_refused(program: Path, tmp_path: Path, damage: str) -> None:
     path, data = tmp_path / "policy.pt2", program.read_bytes()

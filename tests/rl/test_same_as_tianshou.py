@@ -129,6 +129,7 @@ def test_also_where_the_critic_is_told_more_than_the_actor() -> None:
     assert stock != learn("one lever", fast=True)[0]
 
 
+@pytest.mark.slow
 def test_passes_for_the_critic_alone_leave_the_actor_as_it_is_and_foretell_the_rollout_better() -> None:
     def weights(net: Any) -> bytes:
         return b"".join(p.detach().numpy().tobytes() for p in net.parameters())

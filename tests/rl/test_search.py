@@ -22,6 +22,8 @@ from gpusched.policy.table import Space, Table
 from gpusched.policy.tuned import CARD, SearchConfig
 from gpusched.rl.search import REPEATS, Searched, draw, is_worse, search
 
+pytestmark = pytest.mark.slow
+
 SPACE: dict[str, Any] = {"users": [2.0, 60.0], "gap": [0.0, 60.0], "band": [0.0, 0.3], "hold": [0, 3]}
 BATCH = 4
 

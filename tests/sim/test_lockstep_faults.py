@@ -194,6 +194,7 @@ MONITORING = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.metric)
 @pytest.mark.parametrize("fault", MONITORING.values(), ids=list(MONITORING))
 def test_hpa_without_metrics_in_time(spec: HPASpec, fault: FaultPlan) -> None:
@@ -255,6 +256,7 @@ def everything(seed: int, end_s: float, rows: int = 12) -> FaultPlan:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_everything_at_once(seed: int) -> None:
     load = poisson(4.0, 300, seed) if seed % 2 else closed((0.0, 4), (30.0, 12), (60.0, 3), think=(2.0, 4.0))

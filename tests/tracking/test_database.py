@@ -122,6 +122,7 @@ def test_locked_by_another_connection(mlruns: Path) -> None:
     Store(uri(mlruns))
 
 
+@pytest.mark.slow
 def test_locked_while_another_process_opens_it(tmp_path: Path) -> None:
     import fcntl
 
