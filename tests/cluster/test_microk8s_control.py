@@ -121,6 +121,15 @@ def test_a_changed_behaviour_replaces_the_old_one(emulator: Emulator, held: Hold
     assert len(up["policies"]) == 2
 
 
+def test_a_behaviour_that_the_new_spec_says_less_of_goes(emulator: Emulator, held: Hold) -> None:
+    """All that is wanted is there already; what is there beyond it is not wanted any more."""
+    up = HPADirection(stabilization_s=60)
+    act(held, autoscale(scale_up=up, scale_down=HPADirection(stabilization_s=60)))
+    act(held, autoscale(scale_up=up))
+    down = emulator.store.get(HPA)["spec"]["behavior"].get("scaleDown", {})
+    assert down.get("stabilizationWindowSeconds") != 60
+
+
 def test_fields_somebody_changed_in_our_hpa_are_taken_back(emulator: Emulator, held: Hold) -> None:
     act(held, autoscale(target=60))
     edited = emulator.store.get(HPA)

@@ -79,6 +79,7 @@ class Actuator:
         self.hpa_target = math.nan
         self.hpa_from = Deadline(0.0)
         """No HPA is made before: one of the same name was removed, and the controller still remembers it."""
+        self._hpa_sent: Dict | None = None
         self._share_checked: float | None = None
 
     def _container(self, deployment: Dict) -> Dict:
@@ -154,13 +155,15 @@ class Actuator:
             self._wait_to_make(deadline)
         elif made_by(live) != self.holder:
             raise self._not_ours(live)
-        if live is None or not hpas.holds(wanted, live):
+        # `holds` does not see what is there beyond what is wanted: fields of our last one, which an apply takes away.
+        if live is None or self._hpa_sent not in (None, wanted) or not hpas.holds(wanted, live):
             self._check_tolerance(spec)
             live = self.api.call(
                 "patch", HPAS, t.namespace, t.deployment, body=wanted, patch="apply",
                 query={"force": "false" if live is None else "true"}, deadline=deadline,
             )  # fmt: skip
             live = self._without_behavior(wanted, live, deadline)
+            self._hpa_sent = wanted
         self._check_kept(wanted, live)
         self.hpa_target = spec.target
 
