@@ -55,8 +55,8 @@ class SimCluster(Cluster):
                 raise refuse("window_s", self.window_s, f"must be at least scrape_s ({self.scrape_s} s)")
             if self.api_delay_s < 0:
                 raise refuse("api_delay_s", self.api_delay_s, "must be at least 0 s")
-            if self.nodes < 1:
-                raise refuse("nodes", self.nodes, "must be at least 1")
+            if not 1 <= self.nodes <= 10_000:
+                raise refuse("nodes", self.nodes, "must lie in 1..10000")
             if self.threads < 0:
                 raise refuse("threads", self.threads, "must be at least 0")
 

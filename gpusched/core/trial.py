@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from gpusched.core.errors import refuse
+
+LONGEST_S = 1e7
+"""Nearly four months, whose record still fits into memory; a typing slip is likelier."""
 
 
 @dataclass(kw_only=True)
@@ -26,10 +28,12 @@ class TrialSpec:
 
     def __post_init__(self) -> None:
         for key in ("duration_s", "control_s", "tick_s"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise refuse(key, getattr(self, key), "must be greater than 0 s, and finite")
-        if not 0 <= self.warmup_s < math.inf:
-            raise refuse("warmup_s", self.warmup_s, "must be at least 0 s, and finite")
+            if not 0 < getattr(self, key) <= LONGEST_S:
+                raise refuse(
+                    key, getattr(self, key), f"must be greater than 0 s, and at most {LONGEST_S:g} s"
+                )
+        if not 0 <= self.warmup_s <= LONGEST_S:
+            raise refuse("warmup_s", self.warmup_s, f"must lie in 0..{LONGEST_S:g} s")
         for key, base in (("control_s", "tick_s"), ("duration_s", "control_s"), ("warmup_s", "control_s")):
             self._must_divide(key, base)
         if self.episodes < 1:

@@ -254,16 +254,18 @@ def join(key: str, name: object) -> str:
 
 def label(group: str, choices: Mapping[str, str], overrides: Sequence[str]) -> str:
     """Return the option's name, with what the command line sets in it: `hpa[target=50]`, `ppo[train_load=low]`."""
-    values = sorted(filter(None, (_inside_of(group, o.lstrip("+")) for o in overrides)))
+    values = sorted(filter(None, (_inside_of(group, o.lstrip("+~")) for o in overrides)))
     return choices.get(group, "none") + (f"[{','.join(values)}]" if values else "")
 
 
 def _inside_of(group: str, override: str) -> str:
     """Return what an override sets inside the group's option, "" where it sets nothing there.
 
-    `policy.target=50` sets a value, `load@policy.train_load=low` an option inside it, `guard@policy=strict` a part.
+    `policy.target=50` sets a value, `policy={target: 50}` several, `load@policy.train_load=low` an option inside it, `guard@policy=strict` a part.
     """
     key, _, value = override.partition("=")
+    if key == group and value.startswith("{"):
+        return value
     part, _, package = key.rpartition("@")
     if part and package == group:
         return f"{part}={value}"

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from gpusched.core.errors import GpuschedError
+from gpusched.core.errors import GpuschedError, InputError
 from gpusched.job.build import setup
 from gpusched.job.refusals import Through, explain
 from gpusched.job.setup import Chore, Job, Result, Setup
@@ -51,6 +51,8 @@ def one_job(config: DictConfig) -> float:
 
 
 def _one_job(config: DictConfig, hydra: HydraConf, swept: bool) -> float:
+    if hydra.job.chdir:
+        raise InputError("hydra.job.chdir = true: every job would keep a store of its own. Leave it out.")
     job, made = setup(config, dict(hydra.runtime.choices), list(hydra.overrides.task))
     made = job.prepare(made)
     result = Result(status="failed", names=made.names, seed=made.seed)

@@ -69,12 +69,12 @@ def renewed(service: Service, constants: Mapping[str, Constant], **more: str) ->
 
 
 def write(service: Service, above: Sequence[str], folder: str) -> Path:
-    """Write FOLDER/service/NAME.yaml, `above` as comments at its beginning, print it and return its path."""
+    """Write FOLDER/service/NAME.yaml, `above` as comments at its beginning, after printing it; return its path."""
     path = Path(folder) / "service" / f"{service.name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
     whole = text(service, above)
+    print(whole, end="")  # first: what was measured is not lost where it cannot be written
+    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}")
     new.write_text(whole)
     os.replace(new, path)
-    print(whole, end="")
     return path

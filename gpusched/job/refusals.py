@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
@@ -21,11 +22,19 @@ class Through(BaseException):
 def explain(error: Exception, arguments: Sequence[str]) -> str | None:
     """Return what to tell a person about an error of Hydra's; None for an error that is none."""
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r}: cannot be read. Write key=value, and quote it for the shell: 'seed=range(5)'."
+        quotes = (
+            ""
+            if error.override.isascii()
+            else " Letters beyond ASCII need quotes of their own: \"study='日本'\"."
+        )
+        return f"{error.override!r}: cannot be read. Write key=value, and quote it for the shell: 'seed=range(5)'.{quotes}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         return _option(error.missing_cfg_file, error.options)
     if isinstance(error, CompactHydraException | OmegaConfBaseException):
         return _other(error, arguments)
+    if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
+        what = error.filename or "outputs"
+        return f"{what}: cannot be written ({error.strerror}). Give write permission or space, or name another folder."
     if isinstance(error, ValueError) and str(error).startswith("Config group override"):
         return f"{' '.join(arguments)}: a group needs the name of an option, as in policy=hpa."
     return None

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -176,7 +177,9 @@ class Setup:
         """Hash of everything a training depends on; the trial's own load and cluster are not among it."""
         rng = np.random.default_rng(0)
         load = self.train_load
-        return digest(self._shared, self.train_name, load.plan(self.spec.end_s, rng), load.source())
+        # Without a cluster of its own it learns on the trial's.
+        where = [] if self.config["policy"].get("train_cluster") else [self.config["cluster"]]
+        return digest(self._shared, *where, self.train_name, load.plan(self.spec.end_s, rng), load.source())
 
     @property
     def _shared(self) -> dict[str, Any]:
@@ -258,8 +261,17 @@ def digest(*parts: Any) -> str:
         elif isinstance(part, bytes):
             hasher.update(part)
         else:
-            hasher.update(json.dumps(part, sort_keys=True).encode())
+            hasher.update(json.dumps(_plain(part), sort_keys=True).encode())
     return hasher.hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """Return plain values in which 15 and 15.0 are the same."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @cache

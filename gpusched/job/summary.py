@@ -24,7 +24,7 @@ PLAIN_WIDTH = 200
 def show_job(result: Result) -> None:
     """Print what a single job found."""
     title = f"{result.names['policy']} on {result.names['load']}, seed {result.seed} ({result.status}, run {result.run_id})"
-    table = _table(title, ["KPI", "value", "unit", "meaning"])
+    table = _table(escape(title), ["KPI", "value", "unit", "meaning"])
     for name, value in result.values.items():
         kpi = KPIS.get(name)
         table.add_row(name, number(value), kpi.unit if kpi else "", kpi.meaning if kpi else "")
@@ -43,7 +43,7 @@ def show_sweep(results: Sequence[Result]) -> None:
     for load, policy in sorted(cells, key=lambda cell: [c[0] for c in cells].index(cell[0])):
         here = [r for r in done if (r.names["load"], r.names["policy"]) == (load, policy)]
         means = [number(mean([r.values.get(name, math.nan) for r in here])) for name in names]
-        table.add_row(load, policy, str(len(here)), *means)
+        table.add_row(escape(load), escape(policy), str(len(here)), *means)
     if cells:
         console.print(table)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
@@ -18,6 +20,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from gpusched.core.errors import InputError
 from gpusched.job.build import setup
 from gpusched.job.progress import bar
 from gpusched.job.refusals import Through
@@ -40,6 +43,7 @@ class Sweep:
     def __init__(self, config: DictConfig) -> None:
         self.folder = Path(config.hydra.sweep.dir)
         self.jobs = check(config)
+        self._before = self._written()
         self._run, self._bar = ExitStack(), ExitStack()
         self._done = 0
 
@@ -49,6 +53,7 @@ class Sweep:
 
         words = list(config.hydra.overrides.task)
         store = open_store(config.tracking.uri, config.tracking.artifacts)
+        self.folder.mkdir(parents=True, exist_ok=True)
         run = store.start(
             "sweep",
             study=config.study,
@@ -57,7 +62,6 @@ class Sweep:
             tags={},
         )
         self._run.enter_context(run)
-        self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / PARENT).write_text(run.id)
         if self.jobs:
             self._bar.enter_context(composed_once())
@@ -70,15 +74,25 @@ class Sweep:
     def end(self, error: BaseException | None) -> None:
         """Print the table and close the sweep's run; raise Failed where jobs failed."""
         self._bar.close()
-        results = [r for path in self.folder.glob(f"*/{STATUS}") if (r := Result.read(path))]
-        show_sweep(sorted(results, key=lambda r: (r.names["load"], r.names["policy"], r.seed)))
+        new = [path for path, when_ns in self._written().items() if self._before.get(path) != when_ns]
+        results = [r for path in new if (r := Result.read(path))]
+        try:
+            show_sweep(sorted(results, key=lambda r: (r.names["load"], r.names["policy"], r.seed)))
+        except (OSError, SystemExit) as unseen:  # nobody reads what we print any more
+            log.warning("the table could not be shown: %r", unseen)
         failed = [r for r in results if r.status == "failed"]
-        missing = len(self.jobs) - len(results)
+        missing = max(len(self.jobs) - len(results), 0)
+        if isinstance(error, BrokenExecutor):  # a worker was killed: its job is among the missing
+            error = None
         if error is None and (failed or missing):
             error = Failed(self._account(failed, missing))
         self._run.__exit__(type(error) if error else None, error, None)
         if isinstance(error, Failed):
             raise error
+
+    def _written(self) -> dict[Path, int]:
+        """Return when each job's status file was written, ns; the folder may hold those of an earlier sweep."""
+        return {path: path.stat().st_mtime_ns for path in self.folder.rglob(STATUS)}
 
     def _account(self, failed: Sequence[Result], missing: int) -> str:
         lines = [f"{len(failed) + missing} of {len(self.jobs)} jobs failed, the others are stored."]
@@ -122,6 +136,7 @@ def check(config: DictConfig) -> list[list[str]]:
         return []
     jobs = expand([f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
                   + list(config.hydra.overrides.task))  # fmt: skip
+    check_told_apart(jobs)
     for overrides in unlike(jobs):
         whole = compose(config.hydra.job.config_name, overrides=overrides, return_hydra_config=True)
         choices = OmegaConf.to_container(whole.hydra.runtime.choices)
@@ -133,14 +148,58 @@ def check(config: DictConfig) -> list[list[str]]:
     return jobs
 
 
+def check_told_apart(jobs: Sequence[Sequence[str]]) -> None:
+    """Raise InputError where jobs differ in nothing a study tells trials apart by: the last one would replace the others."""
+    if any(word in ("job=train", "job=tune") for job in jobs for word in job):
+        return
+    apart = [tuple(word for word in job if _tells(word)) for job in jobs]
+    if (count := len(jobs) - len(set(apart))) > 0:
+        swept = sorted(
+            {
+                word
+                for job in jobs
+                for word in job
+                if not _tells(word) and any(word not in other for other in jobs)
+            }
+        )
+        raise InputError(
+            f"{' '.join(swept) or 'the sweep'}: {count} of {len(jobs)} jobs are the same policy, load and seed as others, and "
+            "would replace them in the study. Run them one by one, each with a study=NAME of its own."
+        )
+
+
+def _tells(word: str) -> bool:
+    """Whether an override is part of what a study tells trials apart by."""
+    key = word.partition("=")[0].lstrip("+~")
+    group, _, package = key.partition("@")
+    return key in ("seed", "study", "cluster") or (package or group).partition(".")[0] in (
+        "policy",
+        "load",
+        "fault",
+        "job",
+        "experiment",
+    )
+
+
 def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of every job: the product of all sweeps, as Hydra's own sweeper makes it."""
+    """Return the overrides of every job: the product of all sweeps, as Hydra's own sweeper makes it.
+
+    Raises InputError for a sweep that has no values, or not so many.
+    """
     choices: dict[str, list[str]] = {}
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    whole = GlobalHydra.instance()
+    loader = whole.config_loader() if whole.is_initialized() else None  # it knows what glob(*) stands for
+    for override in OverridesParser.create(loader).parse_overrides(list(overrides)):
         key = override.get_key_element()
-        swept = override.is_sweep_override() and override.is_discrete_sweep()
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise InputError(
+                f"{override.input_line}: has no end. Name the values: {key}=1,2,3 or {key}=range(5)."
+            )
+        swept = override.is_sweep_override()
         values = override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
         choices[key] = [f"{key}={value}" for value in values]
+        if not choices[key]:
+            raise InputError(f"{override.input_line}: the sweep is empty. Name at least one value.")
     return [list(job) for job in itertools.product(*choices.values())]
 
 

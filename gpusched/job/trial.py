@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusched.core.audit import Audit
+from gpusched.core.errors import ClusterError
 from gpusched.core.gate import spoilt
 from gpusched.core.kpi import RECOVERY_HOLD_S, Window, kpis
 from gpusched.core.logs import RequestLog, TickLog
@@ -124,9 +125,15 @@ def live(setup: Setup) -> Lived:
     """Let the policy control the cluster for the whole trial."""
     cluster = setup.cluster()
     try:
-        return _live(setup, cluster)
-    finally:
+        lived = _live(setup, cluster)
+    except BaseException:
         cluster.close()
+        raise
+    try:
+        cluster.close()
+    except ClusterError as left:  # what was measured is whole; what is left behind waits for job=restore
+        log.error("%s", left)
+    return lived
 
 
 def _live(setup: Setup, cluster: Cluster) -> Lived:

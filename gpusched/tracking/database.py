@@ -6,15 +6,16 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import sqlite3
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpusched.core.errors import StoreBusy, StoreError, refuse
 from gpusched.tracking.postgres import is_postgres, prepare
@@ -22,8 +23,15 @@ from gpusched.tracking.postgres import is_postgres, prepare
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
 SQLITE = "sqlite:///"
 MAGIC = b"SQLite format 3\x00"
+PATIENCE_S = 120.0
+"""How long a store that is locked or full is asked again before what was to be written is given up."""
+PAUSE_S = 5.0
 PATIENCE = 10
 """The turn to create a database is waited for so many times longer: a loaded machine may need long for it."""
 ANSWER_S = 10.0
@@ -73,7 +81,14 @@ def sqlite_path(uri: str) -> Path:
             "must be sqlite:///FOLDER/FILE.db, the http(s):// address of an MLflow server, or postgresql://USER@HOST/DB",
             "The default is sqlite:///mlruns/mlflow.db.",
         )
-    return Path(name).absolute()
+    path = Path(name).absolute()
+    if re.search(r"%[0-9A-Fa-f]{2}|[?]", str(path)):
+        raise refuse(
+            "tracking.uri",
+            str(path),
+            "must have neither ? nor %XX in its path, which an address reads as something else",
+        )
+    return path
 
 
 def quiet() -> None:
@@ -81,6 +96,9 @@ def quiet() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # A server that hangs would hold a call for a quarter of an hour.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -96,6 +114,21 @@ def told(where: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error, OSError) as error:
         raise explain(error, where) from error
+
+
+def patiently(where: str, patience_s: float, call: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+    """Call the store at `where`; one that is locked or full, again and again for a while: what a run has done costs more."""
+    until_s = time.monotonic() + patience_s
+    while True:
+        try:
+            with told(where):
+                return call(*args, **kwargs)
+        except StoreBusy as error:
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                raise
+            log.warning("%s Trying for %.0f s more.", error, left_s)
+            time.sleep(min(PAUSE_S, left_s))
 
 
 def explain(error: Exception, where: str) -> StoreError:

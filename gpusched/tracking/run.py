@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
-from gpusched.core.errors import StoreBusy, StoreError
+from gpusched.core.errors import StoreError
 from gpusched.core.gate import GATE, verdict
 from gpusched.core.logs import RequestLog, TickLog
-from gpusched.tracking.database import told
+from gpusched.tracking.database import PATIENCE_S, patiently
 from gpusched.tracking.model import log_model
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ PARAM_CHARS = 6000
 TAG_CHARS = 8000
 FLUSH_S = 5.0
 """How old a buffered point may get, so that the UI shows a training while it runs."""
-PATIENCE_S = 120.0
-"""How long a store that is locked or full is asked again before what was to be written is given up."""
-PAUSE_S = 5.0
 SIGTERM_EXIT = 128 + signal.SIGTERM
 CURVE_POINTS = 100
 """Points of a curve in the MLflow UI: more are not seen, and writing them is most of what a short trial takes."""
@@ -111,18 +108,7 @@ class Run:
         self._ask(self._client.set_terminated, self.id, status)
 
     def _ask(self, call: Callable[..., R], *args: Any, **kwargs: Any) -> R:
-        """Call the store; one that is locked or full, again and again for a while: what a run has done costs more."""
-        until_s = time.monotonic() + self._patience_s
-        while True:
-            try:
-                with told(self._where):
-                    return call(*args, **kwargs)
-            except StoreBusy as error:
-                left_s = until_s - time.monotonic()
-                if left_s <= 0:
-                    raise
-                log.warning("%s Trying for %.0f s more.", error, left_s)
-                time.sleep(min(PAUSE_S, left_s))
+        return patiently(self._where, self._patience_s, call, *args, **kwargs)
 
     def params(self, values: Mapping[str, object]) -> None:
         """Log the configuration, one value per key."""

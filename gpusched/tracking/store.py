@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusched.core.errors import InputError, StoreError, refuse
-from gpusched.tracking.database import SQLITE, connect, sqlite_path, told
+from gpusched.tracking.database import PATIENCE_S, SQLITE, connect, patiently, sqlite_path, told
+from gpusched.tracking.files import check_place, located
 from gpusched.tracking.lease import Lease
 from gpusched.tracking.model import fetch_model
 from gpusched.tracking.postgres import is_postgres, masked
@@ -57,7 +58,10 @@ class Store:
     ) -> None:
         self.uri = uri
         self._folder = sqlite_path(uri).parent if uri.startswith(SQLITE) else None
+        self._asked_for = bool(artifacts)
         self._chosen = located(artifacts or ("mlruns/artifacts" if is_postgres(uri) else ""))
+        if create and self._asked_for:
+            check_place(self._chosen)
         self._client = connect(uri, wait_s, create, self._chosen)
 
     @property
@@ -79,12 +83,14 @@ class Store:
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r} is none of {KINDS}")
         own = {"kind": kind, "study": study, **_shown(tags, parent)}
-        with told(self.where):
-            all_tags = {**{key: cut(value) for key, value in tags.items()}, **own}
-            made = self._client.create_run(
+        all_tags = {**{key: cut(value) for key, value in tags.items()}, **own}
+
+        def create() -> Any:
+            return self._client.create_run(
                 self._experiment(study), run_name=cut(name, NAME_CHARS), tags=all_tags
             )
-            run = Run(self._client, made.info.run_id, self.where)
+
+        run = Run(self._client, patiently(self.where, PATIENCE_S, create).info.run_id, self.where)
         run.params(params)
         return run
 
@@ -210,12 +216,12 @@ class Store:
                 f"The store {self.where} was moved: the study {experiment.name!r} keeps its artifacts in "
                 f"{experiment.artifact_location}. Move it back, or set study to another name for new runs."
             )
+        if self._asked_for and experiment.artifact_location.rstrip("/") != self._chosen.rstrip("/"):
+            raise StoreError(
+                f"The study {experiment.name!r} keeps its artifacts in {experiment.artifact_location}, not in "
+                f"tracking.artifacts ({self._chosen}). Leave that out, or set study to another name for new runs."
+            )
         return str(experiment.experiment_id)
-
-
-def located(artifacts: str) -> str:
-    """Return a place of artifacts as a URL: a folder's name becomes its absolute file:// address."""
-    return artifacts if not artifacts or "://" in artifacts else Path(artifacts).absolute().as_uri()
 
 
 def _shown(tags: Mapping[str, str], parent: str | None) -> dict[str, str]:

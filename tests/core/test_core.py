@@ -56,7 +56,7 @@ def test_negative_users_are_refused(users: list[int]) -> None:
 
 @pytest.mark.parametrize(
     ("changed", "told"),
-    [({"duration_s": 0.0}, "duration_s"), ({"duration_s": float("inf")}, "finite"), ({"warmup_s": float("nan")}, "finite"), ({"control_s": 7.0}, "multiple of tick_s"), ({"warmup_s": -1.0}, "warmup_s"),
+    [({"duration_s": 0.0}, "duration_s"), ({"duration_s": float("inf")}, "at most"), ({"warmup_s": float("nan")}, "must lie in"), ({"duration_s": 1e300}, "at most"), ({"control_s": 7.0}, "multiple of tick_s"), ({"warmup_s": -1.0}, "warmup_s"),
      ({"start_replicas": 9}, "start_replicas"), ({"min_replicas": 4, "max_replicas": 3}, "min_replicas")],
 )  # fmt: skip
 def test_impossible_trials_are_refused(changed: dict[str, float], told: str) -> None:

@@ -50,6 +50,31 @@ def test_labels_tell_what_the_command_line_set() -> None:
     assert setup.load_name == "low"
 
 
+def test_labels_tell_what_is_set_as_a_whole_or_taken_away() -> None:
+    """Otherwise another policy would take the place of the plain one in the study."""
+    assert make("policy={target: 50}")[1].names["policy"] == "hpa[{target: 50}]"
+    assert make("load={users: 10}")[1].names["load"] == "medium[{users: 10}]"
+
+
+def test_a_number_is_the_same_key_whole_or_with_a_point() -> None:
+    one, other = (make("policy=ppo", f"trial.control_s={text}")[1] for text in ("15", "15.0"))
+    assert (one.trial_key, one.fingerprint) == (other.trial_key, other.fingerprint)
+
+
+def test_what_learns_on_the_trial_s_own_cluster_is_another_training_there() -> None:
+    one, other = (
+        make(
+            "policy=ppo",
+            "cluster=sim",
+            "cluster@policy.train_cluster=sim",
+            "policy.train_cluster=null",
+            f"cluster.nodes={n}",
+        )[1]
+        for n in (1, 2)
+    )
+    assert one.fingerprint != other.fingerprint
+
+
 def test_labels_tell_the_options_inside_a_policy() -> None:
     """Otherwise two trainings on different loads would count as one policy, and one would hide the other."""
     inside = ("policy=ppo", "cluster@policy.train_cluster=double")

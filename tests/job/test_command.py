@@ -72,10 +72,10 @@ def in_a_shell(folder: Path, *arguments: str, **more: str) -> subprocess.Complet
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)  # seconds on an idle machine, minutes on a busy one
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)  # it says where every thread stands
-        pytest.fail(f"still there after 120 s: {process.communicate()[1]}")
+        pytest.fail(f"still there after 600 s: {process.communicate()[1]}")
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
@@ -95,6 +95,15 @@ BAD = {
     "-m policy=hpa,foo": f"policy = 'foo': no such option. Allowed: {POLICIES}.",
     "-m policy=hpa,static policy.target=50": "policy.target: no such key. Allowed: replicas, shadow, max_change, cooldown_s.",
     "-m load.users=5,-2": "load.users = -2: must lie in 0..100000 users.",
+    "-m reward=balanced,latency": "reward=balanced reward=latency: 1 of 2 jobs are the same policy, load and seed as others, and would "
+    "replace them in the study.",
+    "-m policy=hpa,hpa": "1 of 2 jobs are the same policy, load and seed as others",
+    "-m seed=range(0)": "seed=range(0): the sweep is empty.",
+    "-m seed=interval(0,1)": "seed=interval(0,1): has no end.",
+    "hydra.job.chdir=true": "hydra.job.chdir = true: every job would keep a store of its own.",
+    "hydra.run.dir=/proc/no/such": "cannot be written (No such file or directory).",
+    "study=日本": "Letters beyond ASCII need quotes of their own",
+    "tracking.artifacts=/proc/x": "tracking.artifacts: /proc/x cannot be written",
     "tracking.uri=nonsense": None,
     "tracking.uri=sqlite:////proc/no/mlflow.db": "",
 }
@@ -200,6 +209,29 @@ def test_an_interrupted_sweep_keeps_what_is_finished(folder: Path, how: str, cod
         json.loads(path.read_text())["status"] for path in folder.glob("outputs/sweeps/*/*/*/status.json")
     ]
     assert sorted(status) == ["finished", "killed"]
+
+
+@pytest.mark.slow
+def test_a_folder_of_an_earlier_sweep_is_not_counted_again(
+    command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("-m", "hydra.sweep.dir=sd", "seed=0,1") == 0
+    capfd.readouterr()
+    assert command("-m", "hydra.sweep.dir=sd", "seed=5") == 0
+    assert "| 1 |" in capfd.readouterr().out
+    assert command("-m", "hydra.sweep.dir=se", "hydra.sweep.subdir='x/${hydra.job.num}'", "seed=6") == 0
+
+
+def test_glob_sweeps_over_what_there_is(command) -> None:
+    assert command("-m", "policy=glob(static*)", "seed=0") == 0
+    assert {found.tags["policy"] for found in Store(DB).find("main", kind="trial")} == {"static", "static_1"}
+
+
+@pytest.mark.slow
+def test_labels_keep_their_brackets_on_the_terminal(command, capfd: pytest.CaptureFixture[str]) -> None:
+    assert command("-m", "policy.target=50,90") == 0
+    shown = capfd.readouterr().out
+    assert "hpa[target=50]" in shown and "hpa[target=90]" in shown
 
 
 def test_expand_is_the_product_of_all_sweeps_and_the_last_word_wins() -> None:

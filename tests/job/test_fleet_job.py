@@ -123,7 +123,8 @@ REFUSED = [
     (["job.fleet.services.0.name=daily"], "is the name of two services"),
     (["+job.fleet.services.0.slo_s=0"], "must be greater than 0 s"),
     (["job.fleet.services=[]"], "must name at least one service"),
-    (["cluster.nodes=0"], "cluster.nodes = 0: must be at least 1"),
+    (["cluster.nodes=0"], r"cluster.nodes = 0: must lie in 1\.\.10000"),
+    (["cluster.nodes=1000000000"], "cluster.nodes = 1000000000: must lie in"),
     (["+job.fleet.services.0.users=3"], "no such key"),
     (["+job.fleet.services.0.start_replicas=9"], "start_replicas"),
 ]

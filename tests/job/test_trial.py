@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jobs import make
 
+from gpusched.core.errors import ClusterError
 from gpusched.core.kpi import KPIS
 from gpusched.job.record import flat, run_tags
 from gpusched.job.setup import Result
@@ -222,3 +223,19 @@ def test_a_failed_trial_is_marked_and_done_again(store: Store) -> None:
 
 def test_flat_keeps_every_leaf() -> None:
     assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+
+
+def test_a_trial_whose_cluster_cannot_be_given_back_is_whole(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Twenty minutes of a real cluster were lost where its API server was away at the very end."""
+    _, setup = make("policy=static")
+    kind = setup.cluster_type
+
+    def fail(self: object) -> None:
+        raise ClusterError("the API server is away; job=restore puts back what is left")
+
+    monkeypatch.setattr(kind, "close", fail)
+    lived = live(setup)
+    assert len(lived.reward_T) == setup.spec.steps
+    assert "job=restore" in caplog.text

@@ -167,7 +167,7 @@ def test_a_run_outlives_a_store_that_is_locked_or_full_for_a_while(
 ) -> None:
     from mlflow.exceptions import MlflowException
 
-    monkeypatch.setattr("gpusched.tracking.run.PAUSE_S", 0.01)
+    monkeypatch.setattr("gpusched.tracking.database.PAUSE_S", 0.01)
     store = Store(uri(mlruns))
     with begin(store) as run:
         write, refusals = run._client.log_batch, [cause] * 3
@@ -242,3 +242,14 @@ def test_eight_processes_on_a_fresh_database_lose_nothing(tmp_path: Path) -> Non
         assert store.series(f.id, "a")[1].tolist() == list(range(600))
         assert store.series(f.id, "b")[1].tolist() == [-s for s in range(600)]
         assert f.params["me"] in store.download(f.id, "me.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["50%25", "what?", "feature%2Fx"])
+def test_a_path_that_an_address_reads_otherwise_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLAlchemy decodes it, looks in another folder, and MLflow tries that for more than a minute."""
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(InputError, match=r"neither . nor %XX"):
+        Store("sqlite:///mlruns/mlflow.db")

@@ -179,6 +179,18 @@ def test_sigterm_and_kill_never_look_finished(store: Store) -> None:
     assert ends == {"term": "KILLED", "kill": "RUNNING"}
 
 
+def test_files_have_one_place_a_study_and_it_is_tried_first(mlruns: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{mlruns}/mlflow.db"
+    with begin(Store(uri, artifacts=str(tmp_path / "one")), "placed"):
+        pass
+    with pytest.raises(StoreError, match=r"keeps its artifacts in .*one, not in tracking.artifacts"):
+        begin(Store(uri, artifacts=str(tmp_path / "other")), "placed")
+    with pytest.raises(StoreError, match=r"/proc/x cannot be written"):
+        Store(uri, artifacts="/proc/x")
+    with pytest.raises(StoreError, match=r"needs the package of google.cloud.storage"):
+        Store(uri, artifacts="gs://bucket/runs")
+
+
 def test_a_moved_store_is_readable_and_refuses_to_mix_places(
     mlruns: Path, tmp_path: Path, ticks: TickLog
 ) -> None:
