@@ -115,6 +115,10 @@ LONG = (
     "policy.scale_up.select=Max",
     "job=train",
     "load.usrs=3",
+    "-m policy=hpa,hpa",
+    "-m seed=interval(0,1)",
+    "hydra.run.dir=/proc/no/such",
+    "hydra.job.chdir=true",
 )
 """As good as others of their kind: left out by make check."""
 
