@@ -1,6 +1,6 @@
 # make experiment   the whole study: install, sweep, report      make test   the whole test suite
 # make full         ten policies under eight loads, six under nine faults (an hour or more on two cores)
-# make check        what a change must pass, ~ 90 s               make bench  the numbers we claim
+# make check        what a change must pass, two minutes         make bench  the numbers we claim
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
