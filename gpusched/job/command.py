@@ -26,7 +26,8 @@ from gpusched.job.sweep import Failed, SweepCallback, parent_run
 log = logging.getLogger(__name__)
 
 # Hydra composes every job of a sweep anew. A third of that is reading YAML in Python; libyaml feeds the same constructors.
-# A fifth is the garbage collector, which after every 700 new objects may look through all there are.
+# More than a tenth is the garbage collector, which after every 700 new objects may look through all there are
+# (benchmarks/compose.py).
 if hasattr(yaml, "CSafeLoader"):
     yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[assignment, misc]
 gc.set_threshold(50_000)

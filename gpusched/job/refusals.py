@@ -34,7 +34,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str | None:
         return _other(error, arguments)
     if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
         what = error.filename or "outputs"
-        return f"{what}: cannot be written ({error.strerror}). Give write permission or space, or name another folder."
+        return f"{what}: cannot be read or written ({error.strerror}). Give permission or space, or name another place."
     if isinstance(error, ValueError) and str(error).startswith("Config group override"):
         return f"{' '.join(arguments)}: a group needs the name of an option, as in policy=hpa."
     return None

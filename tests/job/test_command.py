@@ -101,7 +101,7 @@ BAD = {
     "-m seed=range(0)": "seed=range(0): the sweep is empty.",
     "-m seed=interval(0,1)": "seed=interval(0,1): has no end.",
     "hydra.job.chdir=true": "hydra.job.chdir = true: every job would keep a store of its own.",
-    "hydra.run.dir=/proc/no/such": "cannot be written (No such file or directory).",
+    "hydra.run.dir=/proc/no/such": "cannot be read or written (No such file or directory).",
     "study=日本": "Letters beyond ASCII need quotes of their own",
     "tracking.artifacts=/proc/x": "tracking.artifacts: /proc/x cannot be written",
     "tracking.uri=nonsense": None,
