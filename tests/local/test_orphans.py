@@ -28,7 +28,7 @@ def holder(
 ) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     process = subprocess.Popen(
         [sys.executable, HERE / "holder.py", request.param], stdout=subprocess.PIPE, text=True, cwd=HERE,
-        env=os.environ | {"PYTHONPATH": str(HERE.parents[1])}, start_new_session=True, stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE.parent}"}, start_new_session=True, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout
     line = process.stdout.readline()
