@@ -87,7 +87,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        if self.path == "/metrics":
+        if self.server.closed.is_set():
+            # Prometheus keeps its connection: a stopped double would be scraped on, beside the next of its name.
+            self.close_connection = True
+        elif self.path == "/metrics":
             self._send(200, self.server.metrics().encode(), {"Content-Type": "text/plain; version=0.0.4"})
         else:
             self._send(200, b"{}", {})
