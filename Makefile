@@ -28,17 +28,17 @@ full: export GPUSCHED_TRACES := $(abspath $(TRACES))
 full: $(STAMP)
 	$(PY) run.py experiment=full resume=true hydra/launcher=joblib
 	$(PY) run.py experiment=faults resume=true hydra/launcher=joblib
-	$(PY) analyze.py --study full6 --filter "tags.fault = 'none'" --keep docs/results/full
-	$(PY) analyze.py --study full6 --filter "tags.load LIKE 'periodic%'" --keep docs/results/faults
+	$(PY) analyze.py --study full7 --filter "tags.fault = 'none'" --keep docs/results/full
+	$(PY) analyze.py --study full7 --filter "tags.load LIKE 'periodic%'" --keep docs/results/faults
 
 # What each part of PPO is worth: one row without any change, one for each part that is left out, and one without all the
 # extras, since what does the work of another part is missed only together with it.
 NO_EXTRAS := policy.encoder.peaks=[] policy.encoder.troughs=[] policy.training.critic_ahead=0 policy.training.critic_epochs=0
-WITHOUT_HISTORY := policy.encoder.lags=[] policy.encoder.roughness=0 policy.encoder.peaks=[] policy.encoder.troughs=[]
+WITHOUT_HISTORY := policy.encoder.lags=[] policy.encoder.roughness=[] policy.encoder.peaks=[] policy.encoder.troughs=[]
 ablation: export GPUSCHED_TRACES := $(abspath $(TRACES))
 ablation: $(STAMP)
 	set -e; for row in "" "$(WITHOUT_HISTORY)" policy.encoder.changes=false \
-	  policy.encoder.roughness=0 'policy.encoder.peaks=[] policy.encoder.troughs=[]' policy.training.critic_ahead=0 \
+	  policy.encoder.roughness=[] 'policy.encoder.peaks=[] policy.encoder.troughs=[]' policy.training.critic_ahead=0 \
 	  policy.training.critic_epochs=0 '$(NO_EXTRAS)' policy.train_load.open_share=0 policy.thrift=0; do \
 	  $(PY) run.py experiment=ablation resume=true hydra/launcher=joblib $$row; done
 	$(PY) analyze.py --study ablation --all-pairs --baseline ppo --candidate 'ppo[training.critic_ahead=0]' --keep docs/results/ablation

@@ -25,8 +25,8 @@ class EncoderConfig:
     lags       ages at which the past of TREND is shown. With `changes` it enters as the change since then, otherwise as
                the value it had: neighbouring values are nearly equal, and a network that is given them learns the level
                fast and the slope slowly, if at all.
-    roughness  how much the users change from step to step, over so many: arrivals that wait for no answer come in
-               gusts; 0 = not
+    roughness  for each window, how much the rate usually changes from step to step: users who wait for their answers
+               send an even stream, arrivals that wait for nobody come in gusts
     peaks      for each window, the most users that were there now or in so many steps before: what a rule with a
                stabilisation window acts on
     troughs    for each window, the fewest: with the peak, how calm the load has been
@@ -36,7 +36,7 @@ class EncoderConfig:
     think_s: float
     lags: list[int]
     changes: bool
-    roughness: int
+    roughness: list[int]
     peaks: list[int]
     troughs: list[int]
 
@@ -45,19 +45,15 @@ class EncoderConfig:
             raise refuse("encoder.slo_s", self.slo_s, "must be greater than 0 s")
         if self.think_s < 0:
             raise refuse("encoder.think_s", self.think_s, "must be at least 0 s")
-        for key in ("lags", "peaks", "troughs"):
+        for key in ("lags", "roughness", "peaks", "troughs"):
             steps: list[int] = getattr(self, key)
             if any(not 1 <= k <= LONGEST for k in steps) or steps != sorted(set(steps)):
                 raise refuse(f"encoder.{key}", list(steps), f"must list rising control steps in 1..{LONGEST}")
-        if self.roughness and not 2 <= self.roughness <= LONGEST:
-            raise refuse(
-                "encoder.roughness", self.roughness, f"must be 0 or lie in 2..{LONGEST} control steps"
-            )
 
     @property
     def memory(self) -> int:
         """Past control steps that must be remembered for all of it."""
-        return max([self.roughness, *self.lags, *self.peaks, *self.troughs])
+        return max([0, *self.lags, *self.roughness, *self.peaks, *self.troughs])
 
 
 @dataclass
@@ -120,24 +116,24 @@ LONGEST = 100
 TREND = ("population_count", "violation_share", "replicas_ready")
 """The features whose past is remembered: where the load, the violations and the capacity come from."""
 
-TREND_COLUMNS = [list(FEATURES).index(name) for name in TREND]
+REMEMBERED_COLUMNS = [list(FEATURES).index(name) for name in (*TREND, "rate")]
 
 PER_REQUEST_F = np.isin(
     list(FEATURES), ["latency_mean", "latency_p95", "queue", "batch_size", "violation_share"]
 )
 """Whether a feature cannot be measured while nobody asks."""
 
-USERS = TREND.index("population_count")
-
+USERS, RATE = TREND.index("population_count"), len(TREND)
+"""Where they stand in what is remembered."""
 
 CALM = 0.01
-"""Share of the users by which their estimate varies where nothing changes; less is not told apart."""
+"""Share of the rate by which its estimate varies where nothing changes; less is not told apart."""
 
 
 def feature_names(config: EncoderConfig) -> list[str]:
     """Return the name of every feature; `violation_share-2` belongs to two control steps ago."""
     past = [f"{name}-{age}" for age in config.lags for name in TREND]
-    rough = ["roughness"] * bool(config.roughness)
+    rough = [f"roughness-{window}" for window in config.roughness]
     peaks = [f"population_peak-{window}" for window in config.peaks]
     troughs = [f"population_trough-{window}" for window in config.troughs]
     return [*FEATURES, *past, *rough, *peaks, *troughs]
@@ -154,7 +150,7 @@ class Encoder:
     def __init__(self, config: EncoderConfig, limits: Limits, envs: int) -> None:
         self.config, self.limits = config, limits
         self._last_EF: Features = np.zeros((envs, len(FEATURES)), dtype=np.float32)
-        self._past_EHF: Features = np.zeros((envs, config.memory, len(TREND)), dtype=np.float32)
+        self._past_EHF: Features = np.zeros((envs, config.memory, len(REMEMBERED_COLUMNS)), dtype=np.float32)
 
     @property
     def size(self) -> int:
@@ -167,7 +163,7 @@ class Encoder:
         self._last_EF[rows] = 0.0
         now_EF = self._read(observation)[rows]
         self._last_EF[rows] = now_EF
-        self._past_EHF[rows] = now_EF[:, None, TREND_COLUMNS]
+        self._past_EHF[rows] = now_EF[:, None, REMEMBERED_COLUMNS]
         return self._join(now_EF, self._past_EHF[rows])
 
     def follow(self, observation: Observation) -> Features:
@@ -175,7 +171,7 @@ class Encoder:
         self._last_EF = now_EF = self._read(observation)
         features_EF = self._join(now_EF, self._past_EHF)
         self._past_EHF = np.roll(self._past_EHF, 1, axis=1)
-        self._past_EHF[:, :1] = now_EF[:, None, TREND_COLUMNS]
+        self._past_EHF[:, :1] = now_EF[:, None, REMEMBERED_COLUMNS]
         return features_EF
 
     def _read(self, observation: Observation) -> Features:
@@ -188,26 +184,28 @@ class Encoder:
         return np.where(np.isfinite(now_EF), now_EF, known_EF)
 
     def _join(self, now_EF: Features, past_EHF: Features) -> Features:
-        trend_EF = now_EF[:, TREND_COLUMNS]
-        users_EH = np.concatenate([trend_EF[:, None, USERS], past_EHF[:, :, USERS]], axis=1)
-        past_ELF = past_EHF[:, [age - 1 for age in self.config.lags]]
+        remembered_EF = now_EF[:, REMEMBERED_COLUMNS]
+        past_ELF = past_EHF[:, [age - 1 for age in self.config.lags], : len(TREND)]
         if self.config.changes:
-            past_ELF = trend_EF[:, None] - past_ELF
-        course = course_of(users_EH, self.config)
+            past_ELF = remembered_EF[:, None, : len(TREND)] - past_ELF
+        course = course_of(np.concatenate([remembered_EF[:, None], past_EHF], axis=1), self.config)
         return np.concatenate(
             [now_EF, past_ELF.reshape(len(now_EF), -1), *(x[:, None] for x in course)], axis=1
         )
 
 
-def course_of(users_EH: Features, config: EncoderConfig) -> list[Features]:
-    """Return what the course of the users says, shape [E] each. users_EH: users now and in the steps before."""
-    course = [roughness(users_EH[:, : config.roughness + 1])] if config.roughness else []
+def course_of(past_EHF: Features, config: EncoderConfig) -> list[Features]:
+    """Return what the course of rate and users says, shape [E] each. past_EHF: what is remembered, from now backwards."""
+    users_EH, rate_EH = past_EHF[:, :, USERS], past_EHF[:, :, RATE]
+    course = [roughness(rate_EH[:, : window + 1]) for window in config.roughness]
     course += [users_EH[:, : window + 1].max(axis=1) for window in config.peaks]
     return course + [users_EH[:, : window + 1].min(axis=1) for window in config.troughs]
 
 
-def roughness(users_EH: NDArray[np.floating]) -> Features:
-    """Return the log of the usual change of the users from one control step to the next, as a share of them, shape [E]."""
-    users_EH = users_EH.astype(np.float64)
-    usual_E = np.diff(users_EH, axis=1).std(axis=1) / np.maximum(users_EH.mean(axis=1), 1.0)
+def roughness(log_rate_EH: NDArray[np.floating]) -> Features:
+    """Return the log of the median change of the rate from one control step to the next, as a share of it, shape [E].
+
+    The rate is given as its log. A median, since it is gusts that are to be told, not the single jumps a load makes.
+    """
+    usual_E = np.median(np.abs(np.diff(log_rate_EH, axis=1)), axis=1)
     return np.asarray(np.log(CALM + usual_E), dtype=np.float32)

@@ -110,6 +110,11 @@ def duels(study: Study, candidate: str, margin: float) -> list[Duel]:
         for rival in study.policies
         if rival != candidate and study.repeats(rival, load).keys() & study.repeats(candidate, load).keys()
     ]
+    return adjusted(found)
+
+
+def adjusted(found: Sequence[Duel]) -> list[Duel]:
+    """Return the duels with Holm's p over all tests of "better" and "worse", and apart over all of "no worse", of these duels."""
     sides = [side for duel in found for side in (duel.cost, duel.qos)]
     superior = statistics.holm([side.p_superior for side in sides])
     not_worse = statistics.holm([side.p_not_worse for side in sides])

@@ -14,7 +14,7 @@ from gpusched.core.observation import Observation
 from gpusched.policy.encoder import CALM, Encoder, EncoderConfig, feature_names
 
 CONFIG = EncoderConfig(
-    slo_s=0.2, think_s=1.5, lags=[1, 2, 3], changes=False, roughness=0, peaks=[], troughs=[]
+    slo_s=0.2, think_s=1.5, lags=[1, 2, 3], changes=False, roughness=[], peaks=[], troughs=[]
 )
 NAMES = feature_names(CONFIG)
 
@@ -69,20 +69,40 @@ def test_as_changes_the_past_says_what_came_since() -> None:
     assert feature(rows[-1], "violation_share") == [0.8]
 
 
-def test_roughness_is_the_usual_step_of_the_users() -> None:
-    config = replace(CONFIG, roughness=3)
-    column = feature_names(config).index("roughness")
+def test_roughness_is_the_usual_step_of_the_rate() -> None:
+    config = replace(CONFIG, lags=[], roughness=[3])
+    column = feature_names(config).index("roughness-3")
 
-    def last(users: list[float]) -> float:
+    def last(log_rate: list[float]) -> float:
         encoder = Encoder(config, Limits(), 1)
-        encoder.start(seen(in_flight_E=users[0]))
-        return [float(encoder.follow(seen(in_flight_E=x))[0, column]) for x in users[1:]][-1]
+        rows = [encoder.start(seen(rate_rps_E=np.expm1(log_rate[0])))]
+        rows += [encoder.follow(seen(rate_rps_E=np.expm1(x))) for x in log_rate[1:]]
+        return float(rows[-1][0, column])
 
-    assert last([50.0] * 4) == pytest.approx(np.log(CALM))
-    assert last([50.0, 60.0, 70.0, 80.0]) == pytest.approx(np.log(CALM)), "a steady rise is not rough"
-    # Steps of +4, -4, +4 around 102: their spread is sqrt(128/9).
-    assert last([100.0, 104.0, 100.0, 104.0]) == pytest.approx(np.log(CALM + np.sqrt(128 / 9) / 102))
-    assert last([10.0, 10.4, 10.0, 10.4]) == pytest.approx(last([100.0, 104.0, 100.0, 104.0]), rel=1e-5)
+    calm = np.log(CALM)
+    assert last([3.0]) == pytest.approx(calm), "nothing is known yet"
+    assert last([3.0] * 4) == pytest.approx(calm)
+    # Changes by 0.1, 0.3 and 0.2 of its log, up or down: the one in the middle.
+    assert last([3.0, 3.1, 2.8, 3.0]) == pytest.approx(np.log(CALM + 0.2), rel=1e-5)
+    assert last([3.0, 3.0, 4.0, 4.0]) == pytest.approx(calm), "a single jump is no gust"
+    assert last([9.0, 3.0, 3.1, 2.8, 3.0]) == pytest.approx(np.log(CALM + 0.2), rel=1e-5), "three changes"
+
+
+def test_users_who_wait_send_evenly_and_arrivals_that_do_not_come_in_gusts() -> None:
+    """Forty users of 1 to 2 s of thought answered at once, and as many requests at random: 15 s windows, counted."""
+    config = replace(CONFIG, lags=[], roughness=[8])
+    column = feature_names(config).index("roughness-8")
+    rng = np.random.default_rng(5)
+    sent_s = np.concatenate([np.cumsum(rng.uniform(1, 2, 400)) - rng.uniform(0, 2) for _ in range(40)])
+    drawn_s = rng.uniform(0, 300, 8000)
+
+    def told(times_s: np.ndarray) -> float:
+        rate_rps_T = np.histogram(times_s, np.arange(30.0, 301.0, 15.0))[0] / 15.0
+        encoder = Encoder(config, Limits(), 1)
+        encoder.start(seen(rate_rps_E=rate_rps_T[0]))
+        return float(np.mean([encoder.follow(seen(rate_rps_E=x))[0, column] for x in rate_rps_T[1:]][8:]))
+
+    assert told(drawn_s) - told(sent_s) > 0.5
 
 
 def test_peaks_are_the_most_users_there() -> None:
@@ -137,7 +157,7 @@ AMOUNT = st.one_of(st.sampled_from([float("nan"), float("inf")]), st.floats(min_
 
 @given(arrays(float, (3, 4, len(Observation.columns())), elements=AMOUNT))
 def test_any_observation_gives_finite_features_and_environments_do_not_mix(table_TEF: np.ndarray) -> None:
-    config = replace(CONFIG, lags=[2], changes=True, roughness=4, peaks=[1, 5], troughs=[1, 9])
+    config = replace(CONFIG, lags=[2], changes=True, roughness=[4], peaks=[1, 5], troughs=[1, 9])
     whole, alone = Encoder(config, Limits(), 4), Encoder(config, Limits(), 1)
     for t, table_EF in enumerate(table_TEF):
         steps = [encoder.follow if t else encoder.start for encoder in (whole, alone)]
@@ -207,7 +227,7 @@ def test_a_new_episode_holds_nothing_of_the_former() -> None:
         ("lags", [0]),
         ("lags", [2, 2]),
         ("lags", [101]),
-        ("roughness", 1),
+        ("roughness", [0]),
         ("peaks", [2, 0]),
         ("troughs", [0]),
     ],

@@ -171,7 +171,7 @@ class Setup:
                 thrift=self.thrift,
                 encoder=EncoderConfig(
                     slo_s=SLO_S, think_s=THINK_S, lags=[*range(1, self.history + 1)], changes=False,
-                    roughness=0, peaks=[], troughs=[],
+                    roughness=[], peaks=[], troughs=[],
                 ),
                 network=NetworkConfig(hidden=[32, 32]),
                 training=TrainingConfig(
