@@ -37,7 +37,17 @@ def explain(error: Exception, arguments: Sequence[str]) -> str | None:
         return f"{what}: cannot be read or written ({error.strerror}). Give permission or space, or name another place."
     if isinstance(error, ValueError) and str(error).startswith("Config group override"):
         return f"{' '.join(arguments)}: a group needs the name of an option, as in policy=hpa."
+    if isinstance(error, ValueError) and _room(error) in ("hydra", "logging"):
+        return f"{' '.join(arguments)}: refused by Hydra: {str(error).rstrip('.')}. `python run.py --help` shows what can be written."
     return None
+
+
+def _room(error: Exception) -> str:
+    """Return the package in whose code an error was raised."""
+    raised = error.__traceback__
+    while raised and raised.tb_next:
+        raised = raised.tb_next
+    return str(raised.tb_frame.f_globals["__name__"]).partition(".")[0] if raised else ""
 
 
 def _option(missing: str, options: Sequence[str]) -> str:

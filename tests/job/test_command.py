@@ -102,6 +102,7 @@ BAD = {
     "-m seed=interval(0,1)": "seed=interval(0,1): has no end.",
     "hydra.job.chdir=true": "hydra.job.chdir = true: every job would keep a store of its own.",
     "hydra.run.dir=/proc/no/such": "cannot be read or written (No such file or directory).",
+    "--cfg job -m seed=0,1": "refused by Hydra: Only one of --run, --multirun, --cfg",
     "study=日本": "Letters beyond ASCII need quotes of their own",
     "tracking.artifacts=/proc/x": "tracking.artifacts: /proc/x cannot be written",
     "tracking.uri=nonsense": None,
@@ -119,6 +120,7 @@ LONG = (
     "-m seed=interval(0,1)",
     "hydra.run.dir=/proc/no/such",
     "hydra.job.chdir=true",
+    "--cfg job -m seed=0,1",
 )
 """As good as others of their kind: left out by make check."""
 
