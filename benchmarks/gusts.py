@@ -19,7 +19,7 @@ from static_table import made
 
 from gpusched.core.seeds import stream
 from gpusched.policy.encoder import CALM, roughness
-from gpusched.rl.search import draw
+from gpusched.rl.episodes import Episodes
 
 Floats = NDArray[np.float64]
 THINK_S, BUSY_RPS = 1.5, 20.0
@@ -30,7 +30,9 @@ def lived(replicas: int, episodes: int, *overrides: str) -> tuple[Floats, Floats
     """Return rate and estimated users of every episode at every control step, shape [P, T]."""
     one = made("policy=static", f"policy.replicas={replicas}", "study=gusts", *overrides)
     cluster = one.simulator(episodes)
-    seen = cluster.reset(draw(one.load, one.spec.end_s, stream("gusts", overrides[0], 0, "tune"), episodes))
+    seen = cluster.reset(
+        Episodes(one.load, one.spec.end_s, stream("gusts", overrides[0], 0, "tune")).draw(episodes)
+    )
     one.policy.reset(one.limits, stream("gusts", overrides[0], 0, "tune"), episodes)
     rows = [seen]
     for _ in range(one.spec.steps):

@@ -26,9 +26,10 @@ from torch import nn
 from gpusched.core.seeds import stream
 from gpusched.job.build import setup
 from gpusched.job.setup import Setup
+from gpusched.rl.episodes import Episodes
 from gpusched.rl.train import Learner
 from gpusched.rl.validate import Validator
-from gpusched.rl.venv import ClusterEnv, Episodes
+from gpusched.rl.venv import ClusterEnv
 
 try:
     from stable_baselines3 import PPO as SB3PPO

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from gpusched.core.fault import FaultPlan
 from gpusched.core.load import LoadPlan
 from gpusched.core.logs import RequestLog, TickLog
 from gpusched.core.observation import Observation, Outcome
+from gpusched.core.seeds import child
 from gpusched.core.service import Service
 from gpusched.core.trial import TrialSpec
 
@@ -66,6 +67,18 @@ class Fault(Option):
     def timeline(self, begin_s: float, end_s: float, rng: np.random.Generator) -> FaultPlan:
         """Return what goes wrong between the end of the warm-up and the end of the trial."""
         return FaultPlan()
+
+    def befall(
+        self, episode: Episode, source: np.random.SeedSequence, service: Service, trial: TrialSpec
+    ) -> Episode:
+        """Return an episode as it really comes; each part draws from a stream of its own, so none moves another."""
+        plan_rng, time_rng, service_rng = (np.random.default_rng(child(source, k)) for k in range(3))
+        return replace(
+            episode,
+            plan=self.on_plan(episode.plan, trial.warmup_s, trial.end_s, plan_rng),
+            fault=self.timeline(trial.warmup_s, trial.end_s, time_rng),
+            service=self.on_service(service, service_rng),
+        )
 
 
 class Policy(Option, ABC):

@@ -31,13 +31,14 @@ BASES: dict[str, type] = {
     "policy": Policy,
     "load": Load,
     "train_load": Load,
+    "train_fault": Fault,
     "fault": Fault,
     "reward": Reward,
     "action": Action,
     "service": Service,
     "cluster": Cluster,
 }
-"""What the option of each group must be; `train_load` is a group's option inside another option."""
+"""What the option of each group must be; `train_load` and `train_fault` are groups' options inside another option."""
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -74,7 +75,7 @@ def setup(config: DictConfig, choices: Mapping[str, str], overrides: Sequence[st
     Raises InputError for anything that cannot be.
     """
     plain = resolve(config)
-    groups = [key for key in BASES if key != "train_load"]
+    groups = [key for key in BASES if not key.startswith("train_")]
     known([key for key in plain if key not in groups], [f.name for f in fields(Root)], "", more=groups)
     if absent := [key for key in groups if not plain.get(key)]:
         raise InputError(f"{absent[0]}: no option chosen. Choose one with {absent[0]}=NAME.")
@@ -310,7 +311,7 @@ def check(made: Setup) -> None:
         raise refuse(
             "action.gpu_shares", made.limits.gpu_shares, "needs service.sharing=mps to mean anything"
         )
-    _inside("load", lambda: made.plan)
+    _inside("load", lambda: made.calm)
     _inside("fault", lambda: made.episode)
     if made.policy.trained:
         if not made.action.sizes(made.limits):
@@ -318,6 +319,8 @@ def check(made: Setup) -> None:
                 "action: leaves the policy nothing to choose. Offer more than one value of a lever."
             )
         _inside("policy.train_load", lambda: made.fingerprint)
+        if trouble := made.trouble:
+            _inside("policy.train_fault", lambda: trouble(made.calm, made.policy_seed))
     else:
         # A trial resets the policy anyway; doing it here first finds a bad value before anything has started.
         _inside("policy", lambda: made.policy.reset(made.limits, made.policy_seed))

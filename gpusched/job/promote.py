@@ -105,12 +105,13 @@ class PromoteJob(Job):
         Streams are named after what the load is to the policy, not after its class: the test for drift takes the two
         samples as independent, also where both are the same option.
         """
+        from gpusched.rl.episodes import Episodes
         from gpusched.rl.renew import live_through
-        from gpusched.rl.venv import ClusterEnv, Episodes
+        from gpusched.rl.venv import ClusterEnv
 
         source = stream(setup.study, what, setup.seed, "promote")
         with closing(setup.simulator(self.config.episodes)) as cluster:
-            episodes = Episodes(load, cluster.trial.end_s, source)
+            episodes = Episodes(load, cluster.trial.end_s, source, setup.trouble)
             return live_through(ClusterEnv(cluster, policy, setup.reward, episodes), network, episodes)
 
     def _examined(
@@ -172,7 +173,7 @@ def _learn_on(setup: Setup, policy: PPO, in_service: Network, folder: Path, run:
 
         verdict = train(
             policy=policy, make_cluster=setup.simulator, load=setup.load, reward=setup.reward, seed=setup.seed,
-            study=setup.study, folder=folder, on_update=on_update, start=in_service,
+            study=setup.study, folder=folder, on_update=on_update, start=in_service, trouble=setup.trouble,
         )  # fmt: skip
     run.tags({"converged": str(verdict.converged).lower(), "verdict": verdict.reason})
     return _load(setup, policy, str(folder))

@@ -7,9 +7,9 @@ import json
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from gpusched.core.ports import Action, Cluster, Episode, Fault, Future, Load, O
 from gpusched.core.seeds import child, stream
 from gpusched.core.service import Service
 from gpusched.core.trial import TrialSpec
+from gpusched.fault.none import NoFault
 from gpusched.policy.guard import GuardConfig
 
 if TYPE_CHECKING:
@@ -112,26 +113,21 @@ class Setup:
         # The first episode has the children 0..3 of the seed's stream, each later one a child's children.
         return (child(own, 3 + self.repeat) if self.repeat else own).spawn(4)
 
-    @cached_property
+    @property
     def plan(self) -> LoadPlan:
         """The users or arrivals of the trial, warm-up included."""
-        spec = self.spec
-        plan = self.load.plan(spec.end_s, np.random.default_rng(self._streams[0]))
-        return self.fault.on_plan(plan, spec.warmup_s, spec.end_s, self._fault_rng(0))
+        return self.episode.plan
 
-    def _fault_rng(self, part: int) -> np.random.Generator:
-        """What a fault draws with; each part has a stream of its own, so asking for one moves no other."""
-        return np.random.default_rng(child(self._streams[3], part))
-
-    @property
+    @cached_property
     def episode(self) -> Episode:
         """What the trial's environment lives through."""
-        return Episode(
-            plan=self.plan,
-            seed=self._streams[1],
-            fault=self.fault.timeline(self.spec.warmup_s, self.spec.end_s, self._fault_rng(1)),
-            service=self.fault.on_service(self.service, self._fault_rng(2)),
-        )
+        return self.fault.befall(self.calm, self._streams[3], self.service, self.spec)
+
+    @cached_property
+    def calm(self) -> Episode:
+        """The same if nothing went wrong."""
+        plan = self.load.plan(self.spec.end_s, np.random.default_rng(self._streams[0]))
+        return Episode(plan=plan, seed=self._streams[1])
 
     @property
     def future(self) -> Future:
@@ -152,6 +148,14 @@ class Setup:
         """The load a learning policy trains on."""
         load: Load = self.policy.config.train_load
         return load
+
+    @property
+    def trouble(self) -> Callable[[Episode, np.random.SeedSequence], Episode] | None:
+        """What goes wrong in the episodes a learning policy trains on; None where nothing does."""
+        fault: Fault = self.policy.config.train_fault
+        if isinstance(fault, NoFault):
+            return None
+        return partial(fault.befall, service=self.service, trial=self.spec)
 
     @property
     def config_hash(self) -> str:

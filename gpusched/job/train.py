@@ -102,6 +102,7 @@ def _train(setup: Setup, store: Store, parent: str | None) -> None:
                     study=setup.study,
                     folder=Path(folder),
                     on_update=on_update,
+                    trouble=setup.trouble,
                 )
                 run.model(Path(folder))
         run.tags({"converged": str(verdict.converged).lower(), "verdict": verdict.reason})

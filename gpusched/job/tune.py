@@ -74,6 +74,7 @@ def tune(setup: Setup, store: Store, parent: str | None) -> None:
                     study=setup.study,
                     folder=Path(folder),
                     on_candidate=on_candidate,
+                    trouble=setup.trouble,
                 )
                 run.model(Path(folder))
         run.text("candidates.csv", found.table)

@@ -131,7 +131,7 @@ class PPO(Policy):
 
     @dataclass(kw_only=True)
     class Config:
-        """`train_load` is the load option the policy is trained on; the caller builds it.
+        """`train_load` is the load option the policy is trained on, `train_fault` what goes wrong meanwhile; the caller builds both.
 
         thrift  log-odds by which the network must prefer a choice for each replica it costs more. Where the choices are
                 worth the same, chance decides which of them a training ends on, and the dearer one may win by a hair.
@@ -144,6 +144,7 @@ class PPO(Policy):
         training: TrainingConfig
         convergence: ConvergenceConfig
         train_load: Any
+        train_fault: Any = None
 
         def __post_init__(self) -> None:
             if not 0 <= self.thrift <= MOST_THRIFT:

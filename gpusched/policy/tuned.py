@@ -88,10 +88,11 @@ class Tuned(Policy, ABC):
 
     @dataclass(kw_only=True)
     class Config:
-        """`train_load` is the load option the parameters are searched on; the caller builds it."""
+        """`train_load` is the load option the parameters are searched on, `train_fault` what goes wrong meanwhile; the caller builds both."""
 
         search: SearchConfig
         train_load: Any
+        train_fault: Any = None
 
     def __init__(self, config: Any, action: object = None) -> None:
         """Take the configuration; the levers are the rule's own, so the action option is not asked."""

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from gpusched.policy.network import Network
 from gpusched.report.equivalence import Bounded, bounded
 from gpusched.report.statistics import holm, welch
-from gpusched.rl.venv import ClusterEnv, Episodes
+from gpusched.rl.episodes import Episodes
+from gpusched.rl.venv import ClusterEnv
 
 Array = NDArray[np.float64]
 

@@ -27,6 +27,7 @@ from gpusched.core.errors import refuse
 from gpusched.core.ports import Cluster, Episode, Load, Reward
 from gpusched.core.seeds import stream
 from gpusched.policy.tuned import CARD, Rule, SearchConfig, Span, Tuned, Value
+from gpusched.rl.episodes import Episodes, Trouble
 
 Floats = NDArray[np.float64]
 OnCandidate = Callable[[int, dict[str, float]], None]
@@ -82,8 +83,9 @@ def search(
     study: str,
     folder: Path,
     on_candidate: OnCandidate,
+    trouble: Trouble | None = None,
 ) -> Searched:
-    """Search the parameters of `policy` on episodes of `load`, write what was found into `folder`, return the outcome.
+    """Search the parameters of `policy` on episodes of `load`, with `trouble` in each, write what was found into `folder`, return the outcome.
 
     `make_cluster(envs)` makes a cluster of that many environments. `on_candidate(steps, metrics)` is called after
     every candidate. The same arguments give the same parameters. Raises InputError where the budget is too small.
@@ -91,7 +93,7 @@ def search(
     begin_s = time.perf_counter()
     spec: SearchConfig = policy.config.search
     with closing(make_cluster(spec.batch)) as cluster, _quiet():
-        hunt = Hunt(policy, cluster, reward, load, study, seed)
+        hunt = Hunt(policy, cluster, reward, load, study, seed, trouble)
         reason = hunt.run(on_candidate)
         best, score = hunt.finals()
     hunt.ledger.wall_s = time.perf_counter() - begin_s
@@ -127,7 +129,14 @@ class Hunt:
     """The state of one search."""
 
     def __init__(
-        self, policy: Tuned, cluster: Cluster, reward: Reward, load: Load, study: str, seed: int
+        self,
+        policy: Tuned,
+        cluster: Cluster,
+        reward: Reward,
+        load: Load,
+        study: str,
+        seed: int,
+        trouble: Trouble | None,
     ) -> None:
         self.policy, self.cluster, self.reward = policy, cluster, reward
         self.spec: SearchConfig = policy.config.search
@@ -140,7 +149,9 @@ class Hunt:
             raise refuse("search.frames", self.spec.frames,
                          f"must pay for two candidates and the finalists ({least} control steps)")  # fmt: skip
         self._episodes = {
-            purpose: draw(load, cluster.trial.end_s, stream(study, type(load).__name__, seed, purpose), count)
+            purpose: Episodes(
+                load, cluster.trial.end_s, stream(study, type(load).__name__, seed, purpose), trouble
+            ).draw(count)
             for purpose, count in (("tune", self.spec.episodes), ("validate", self.spec.validate_episodes))
         }
         own = stream(study, type(load).__name__, seed, "tune").spawn(self.spec.episodes + 1)[-1]
@@ -300,16 +311,6 @@ def is_worse(reward_P: Floats, best_P: Floats) -> bool:
     # The stubs know the method under its former name only.
     found = wilcoxon(behind_P, alternative="less", zero_method="zsplit", method="asymptotic")  # type: ignore[call-overload]
     return float(found.pvalue) < WORSE_P
-
-
-def draw(load: Load, duration_s: float, source: np.random.SeedSequence, count: int) -> list[Episode]:
-    """Return the first `count` episodes of a stream; a training draws the very same from the same stream."""
-    episodes = []
-    for child in source.spawn(count):
-        plan_seed, user_seed = child.spawn(2)
-        plan = load.plan(duration_s, np.random.default_rng(plan_seed))
-        episodes.append(Episode(plan=plan, seed=user_seed))
-    return episodes
 
 
 @contextmanager

@@ -24,10 +24,11 @@ from gpusched.policy.network import Network
 from gpusched.policy.ppo import CARD, PPO, PROGRAM, TrainingConfig
 from gpusched.rl.collector import RolloutBuffer, RolloutCollector
 from gpusched.rl.convergence import Judgement, Validation, interval, judge
+from gpusched.rl.episodes import Episodes, Trouble
 from gpusched.rl.network import Actor, Critic, Levers, export
 from gpusched.rl.ppo import ActorPolicy, FastPPO
 from gpusched.rl.validate import Validator
-from gpusched.rl.venv import ClusterEnv, Episodes
+from gpusched.rl.venv import ClusterEnv
 
 OnUpdate = Callable[[int, dict[str, float]], None]
 
@@ -54,8 +55,9 @@ def train(
     folder: Path,
     on_update: OnUpdate,
     start: Network | None = None,
+    trouble: Trouble | None = None,
 ) -> Verdict:
-    """Train `policy` on episodes of `load`, write the best validated model into `folder`, return the verdict.
+    """Train `policy` on episodes of `load`, with `trouble` in each, write the best validated model into `folder`, return the verdict.
 
     `start` is the network to learn on from, by default a new one. The best may be the start itself.
 
@@ -73,11 +75,19 @@ def train(
     ):
         duration_s = cluster.trial.end_s
         env = ClusterEnv(
-            cluster, policy, reward, Episodes(load, duration_s, source), stagger=True, ahead=spec.critic_ahead
+            cluster,
+            policy,
+            reward,
+            Episodes(load, duration_s, source, trouble),
+            stagger=True,
+            ahead=spec.critic_ahead,
         )
         same = partial(stream, study, type(load).__name__, seed, "validate")
-        exam_env = ClusterEnv(exam, policy, reward, Episodes(load, duration_s, same()))
-        validator = Validator(exam_env, lambda: Episodes(load, duration_s, same()))
+
+        def exams() -> Episodes:
+            return Episodes(load, duration_s, same(), trouble)
+
+        validator = Validator(ClusterEnv(exam, policy, reward, exams()), exams)
         learner = Learner(policy, env, validator, start)
         judgement = learner.learn(on_update)
         card = {

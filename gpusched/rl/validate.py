@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusched.policy.network import Network
-from gpusched.rl.venv import ClusterEnv, Episodes
+from gpusched.rl.episodes import Episodes
+from gpusched.rl.venv import ClusterEnv
 
 
 class Validator:

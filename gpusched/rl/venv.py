@@ -11,29 +11,14 @@ from numpy.typing import NDArray
 from tianshou.env import BaseVectorEnv
 
 from gpusched.core.load import LoadPlan
-from gpusched.core.ports import Cluster, Episode, Load, Reward
+from gpusched.core.ports import Cluster, Reward
 from gpusched.core.trial import TrialSpec
 from gpusched.policy.encoder import Features
 from gpusched.policy.network import Network, most_likely
 from gpusched.policy.ppo import PPO
+from gpusched.rl.episodes import Episodes
 
 Ids = Sequence[int] | NDArray[np.int64]
-
-
-class Episodes:
-    """Draws episode after episode of one load; the same seed sequence gives the same episodes."""
-
-    def __init__(self, load: Load, duration_s: float, source: np.random.SeedSequence) -> None:
-        self._load, self._duration_s, self._source = load, duration_s, source
-
-    def draw(self, count: int) -> list[Episode]:
-        """Return the next `count` episodes."""
-        return [self._one(child) for child in self._source.spawn(count)]
-
-    def _one(self, child: np.random.SeedSequence) -> Episode:
-        plan_seed, user_seed = child.spawn(2)
-        plan = self._load.plan(self._duration_s, np.random.default_rng(plan_seed))
-        return Episode(plan=plan, seed=user_seed)
 
 
 def demand(plan: LoadPlan, trial: TrialSpec, steps: int) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 from jobs import make
 
@@ -85,6 +86,20 @@ def test_labels_tell_the_options_inside_a_policy() -> None:
     assert guarded.names["policy"] == "hpa[cooldown_s=60,guard=careful]"
 
 
+def test_a_policy_may_learn_where_things_go_wrong() -> None:
+    calm = make("policy=table")[1]
+    assert calm.trouble is None
+    shifted = make("policy=table", "fault@policy.train_fault=service_shift")[1]
+    assert shifted.names["policy"] == "table[train_fault=service_shift]"
+    assert shifted.names["load"] == calm.names["load"], "the trial is as it was"
+    assert shifted.fingerprint != calm.fingerprint
+    assert shifted.trouble is not None
+    met = shifted.trouble(calm.calm, np.random.SeedSequence(1))
+    assert met.plan is calm.calm.plan
+    assert met.service is not None
+    assert met.service.gpu_alpha_s.value != calm.service.gpu_alpha_s.value
+
+
 def test_limits_offer_what_the_action_names() -> None:
     assert make()[1].limits.cpu_cores == [make()[1].service.cpu_limit_cores.value]
     assert make("action=resources", "action.cpu_cores=[0.5,1]")[1].limits.cpu_cores == [0.5, 1.0]
@@ -124,6 +139,8 @@ BAD = {
     "service.node_cpu_cores.value=4": r"^service.cpu_limit_cores.value = 1.0: 6 replicas .*would need 6 cores",
     "action=resources action.gpu_shares=[0.5,1]": r"^action.gpu_shares = .*needs service.sharing=mps",
     "policy=ppo trial.min_replicas=2 trial.max_replicas=2": r"^action: leaves the policy nothing to choose",
+    "policy=table fault@policy.train_fault=service_shift policy.train_fault.constants=[nope]": r"^policy.train_fault.constants = 'nope': ",
+    "fault=service_shift fault.constants=[nope]": r"^fault.constants = 'nope': ",
     "policy=ppo policy.train_load.users=-4": r"^policy.train_load.users = -4: must lie in",
     "policy=hpa_tuned policy.space.cpu=[22.5,90]": r"^policy.space.cpu = \[22.5, 90\]: must be a list, each entry a whole number",
     "policy=ppo policy.network.hidden=[0]": r"^policy.network.hidden = ",

@@ -17,10 +17,11 @@ from toy import TRIAL, Levels, Price, Replicas, Setup, ToyCluster, TwoLevers
 
 from gpusched.core.seeds import stream
 from gpusched.rl.collector import RolloutBuffer, RolloutCollector
+from gpusched.rl.episodes import Episodes
 from gpusched.rl.network import Actor, Critic, Levers
 from gpusched.rl.ppo import ActorPolicy, FastPPO, minibatches
 from gpusched.rl.train import LinearDecay, repeatable
-from gpusched.rl.venv import ClusterEnv, Episodes
+from gpusched.rl.venv import ClusterEnv
 
 ENVS, STEPS, UPDATES = 6, 30, 4  # 6 x 40 steps of an episode: some end inside a rollout, others span two
 

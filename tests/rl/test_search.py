@@ -6,12 +6,13 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from toy import THINK_S, TRIAL, Levels, Price, ToyCluster, best_replicas
+from toy import THINK_S, TRIAL, Levels, Price, Setup, ToyCluster, best_replicas
 
 from gpusched.core.controls import Controls, Limits
 from gpusched.core.errors import InputError
@@ -20,7 +21,8 @@ from gpusched.core.ports import Episode
 from gpusched.core.seeds import PURPOSES, stream
 from gpusched.policy.table import Space, Table
 from gpusched.policy.tuned import CARD, SearchConfig
-from gpusched.rl.search import REPEATS, Searched, draw, is_worse, search
+from gpusched.rl.episodes import Episodes
+from gpusched.rl.search import REPEATS, Searched, is_worse, search
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +82,7 @@ def rows(found: Searched) -> list[dict[str, str]]:
 def fresh_reward(act: Any, seed: int = 99) -> float:
     """Return the mean reward of a policy on episodes of a stream no search draws from."""
     cluster = ToyCluster(16)
-    episodes = draw(Levels(None), TRIAL.end_s, stream("toy", "Levels", seed, "trial"), 16)
+    episodes = Episodes(Levels(None), TRIAL.end_s, stream("toy", "Levels", seed, "trial")).draw(16)
     seen, total = cluster.reset(episodes), 0.0
     for _ in range(TRIAL.steps):
         seen = cluster.step(act(seen, cluster))
@@ -150,9 +152,11 @@ def test_worse_is_what_a_signed_rank_test_says() -> None:
 def test_all_candidates_meet_the_same_users(once: tuple[Searched, Counted, Table, Path]) -> None:
     _, cluster, *_ = once
     assert len(set(cluster.begun)) == 12 + 8
-    development = [identity(e.seed) for e in draw(Levels(None), 60.0, stream("toy", "Levels", 0, "tune"), 12)]
+    development = [
+        identity(e.seed) for e in Episodes(Levels(None), 60.0, stream("toy", "Levels", 0, "tune")).draw(12)
+    ]
     validation = [
-        identity(e.seed) for e in draw(Levels(None), 60.0, stream("toy", "Levels", 0, "validate"), 8)
+        identity(e.seed) for e in Episodes(Levels(None), 60.0, stream("toy", "Levels", 0, "validate")).draw(8)
     ]
     assert set(cluster.begun) == {*development, *validation}
     assert cluster.begun[:12] == development  # the first candidate has nobody to be worse than
@@ -163,7 +167,7 @@ def test_development_validation_and_test_episodes_are_disjoint() -> None:
     seen: dict[tuple[int, ...], str] = {}
     for purpose in PURPOSES:
         source = stream("toy", "Levels", 0, purpose)
-        for episode in draw(Levels(None), 60.0, source, 200):
+        for episode in Episodes(Levels(None), 60.0, source).draw(200):
             assert seen.setdefault(identity(episode.seed), purpose) == purpose
     assert len(seen) == 200 * len(PURPOSES)
 
@@ -194,6 +198,31 @@ def test_a_space_with_one_point_costs_one_candidate(tmp_path: Path) -> None:
     assert found.values["users"] == 20.0
 
 
+def test_what_goes_wrong_befalls_every_episode_of_a_search_and_of_a_training(tmp_path: Path) -> None:
+    train = pytest.importorskip("gpusched.rl.train")
+    met: list[Episode] = []
+
+    class Watched(Counted):
+        def reset(self, episodes: Sequence[Episode], envs: Sequence[int] | None = None) -> Observation:
+            met.extend(episodes)
+            return super().reset(episodes, envs)
+
+    def wrong(episode: Episode, source: np.random.SeedSequence) -> Episode:
+        return replace(episode, start_replicas=int(source.generate_state(1)[0] % 5))
+
+    world: dict[str, Any] = {
+        "make_cluster": Watched, "load": Levels(None), "reward": Price(None), "seed": 0, "study": "toy", "folder": tmp_path,
+        "trouble": wrong,
+    }  # fmt: skip
+    spec = SearchConfig(frames=6_000, episodes=12, batch=BATCH, finalists=1, validate_episodes=4)
+    rule = Table(Table.Config(search=spec, train_load=None, think_s=THINK_S, space=Space(**SPACE)))
+    search(policy=rule, on_candidate=lambda steps, values: None, **world)
+    assert {e.start_replicas for e in met} == {0, 1, 2, 3, 4}, "each draws its own, and none is spared"
+    met.clear()
+    train.train(policy=Setup(frames=2048).policy(), on_update=lambda frames, values: None, **world)
+    assert {e.start_replicas for e in met} == {0, 1, 2, 3, 4}
+
+
 def test_a_budget_that_pays_for_nothing_is_refused(tmp_path: Path) -> None:
     least = (3 * 8 + 2 * 12) * TRIAL.steps
     with pytest.raises(InputError, match=rf"search\.frames = {least - 1}: .*\({least} control steps\)"):
@@ -202,12 +231,3 @@ def test_a_budget_that_pays_for_nothing_is_refused(tmp_path: Path) -> None:
     found, *_ = run(tmp_path, frames=least)
     assert [row["state"] for row in rows(found)].count("whole") >= 1
     assert found.ledger.steps <= least
-
-
-def test_a_training_draws_the_same_validation_episodes() -> None:
-    venv = pytest.importorskip("gpusched.rl.venv")
-    theirs = venv.Episodes(Levels(None), TRIAL.end_s, stream("toy", "Levels", 3, "validate")).draw(5)
-    ours = draw(Levels(None), TRIAL.end_s, stream("toy", "Levels", 3, "validate"), 5)
-    for mine, other in zip(ours, theirs, strict=True):
-        assert identity(mine.seed) == identity(other.seed)
-        assert np.array_equal(mine.plan.users_K, other.plan.users_K)

@@ -18,8 +18,8 @@ from gpusched.core.ports import Policy
 from gpusched.core.seeds import stream
 from gpusched.policy.network import read_network
 from gpusched.policy.ppo import FORMAT, PPO, ConvergenceConfig
+from gpusched.rl.episodes import Episodes
 from gpusched.rl.train import Verdict, train
-from gpusched.rl.venv import Episodes
 
 pytestmark = pytest.mark.slow
 

@@ -1,12 +1,16 @@
 """The vector environment: episodes end apart, restart alone, and are drawn by seed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from toy import LEVELS, TRIAL, Levels, Price, Setup, ToyCluster, best_replicas, price
 
 from gpusched.core.load import LoadPlan
+from gpusched.core.ports import Episode
 from gpusched.core.seeds import stream
-from gpusched.rl.venv import ClusterEnv, Episodes, demand
+from gpusched.rl.episodes import Episodes, Trouble
+from gpusched.rl.venv import ClusterEnv, demand
 
 ENVS = 8
 
@@ -116,6 +120,21 @@ def test_episodes_come_from_the_seed_and_the_purpose() -> None:
 def test_episodes_have_streams_of_their_own() -> None:
     drawn = Episodes(Levels(None), TRIAL.end_s, stream("study", "levels", 0, "train")).draw(4)
     assert len({int(e.seed.generate_state(1)[0]) for e in drawn}) == 4
+
+
+def test_trouble_leaves_the_users_as_they_are() -> None:
+    def wrong(episode: Episode, source: np.random.SeedSequence) -> Episode:
+        return replace(episode, slo_s=float(np.random.default_rng(source).uniform()))
+
+    def drawn(trouble: Trouble | None) -> list[Episode]:
+        return Episodes(Levels(None), TRIAL.end_s, stream("study", "levels", 0, "train"), trouble).draw(4)
+
+    calm, troubled = drawn(None), drawn(wrong)
+    for one, other in zip(calm, troubled, strict=True):
+        assert np.array_equal(one.plan.users_K, other.plan.users_K)
+        assert one.seed.generate_state(4).tolist() == other.seed.generate_state(4).tolist()
+    assert len({e.slo_s for e in troubled}) == 4
+    assert [e.slo_s for e in troubled] == [e.slo_s for e in drawn(wrong)]
 
 
 def test_part_of_the_environments_cannot_step_alone() -> None:
