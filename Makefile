@@ -13,7 +13,7 @@ TRITON_STAMP := $(TRITON)/.installed
 # Python starts anew many times here: what it has compiled is kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: experiment full ablation shift test check bench bench-check setup ui ray local gpu
+.PHONY: experiment full ablation shift randomised test check bench bench-check setup ui ray local gpu
 experiment: $(STAMP)
 	$(PY) run.py experiment=headline resume=true hydra/launcher=joblib
 	$(PY) analyze.py --study headline
@@ -48,6 +48,11 @@ shift: export GPUSCHED_TRACES := $(abspath $(TRACES))
 shift: $(STAMP)
 	$(PY) run.py experiment=shift resume=true hydra/launcher=joblib
 	$(PY) analyze.py --study shift --baseline 'ppo[train_load=assorted]' --candidate 'ppo[train_load=low]' --keep docs/results/shift
+
+# PPO and the strongest rule, each learnt on the service profile and on services drawn around it.
+randomised: $(STAMP)
+	$(PY) run.py experiment=randomised resume=true hydra/launcher=joblib
+	$(PY) analyze.py --study randomised --all-pairs --baseline 'ppo[train_fault=none]' --candidate 'ppo[train_fault=service_shift]' --keep docs/results/randomised
 
 setup: $(STAMP)
 
