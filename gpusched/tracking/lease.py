@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 
 from gpusched.core.errors import StoreError
 from gpusched.core.process import Process
-from gpusched.tracking.database import told
+from gpusched.tracking.database import PATIENCE_S, patiently, told
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,11 +74,10 @@ class Lease:
         self._stop.set()
         self._beat.join()
         try:
-            self._drop(self._own)
-        except StoreError:
-            if error is None:
-                raise
-            log.exception("the lease %s could not be given back; it lapses by itself", self._own)
+            # An error's way out is not held up; and the work is done, whether or not its lease can be given back.
+            self._drop(self._own, PATIENCE_S if error is None else 0.0)
+        except StoreError as refused:
+            log.warning("the lease %s could not be given back, and lapses by itself: %s", self._own, refused)
 
     def _take(self) -> bool:
         """Take the lease where nobody lives who holds it."""
@@ -94,8 +93,8 @@ class Lease:
 
     def _holders(self) -> list[tuple[str, dict[str, str]]]:
         """Return the leases of this name with their tags, the newest last."""
-        with told(self._where):
-            found = self._client.search_registered_models(f"name LIKE '{self._prefix}%'")
+        search = self._client.search_registered_models
+        found = patiently(self._where, PATIENCE_S, search, f"name LIKE '{self._prefix}%'")
         leases = [(model.name, dict(model.tags)) for model in found]
         return sorted(leases, key=lambda lease: int(lease[0].removeprefix(self._prefix)))
 
@@ -114,7 +113,8 @@ class Lease:
 
         me = Process.me()
         tags = {"machine": me.machine, "pid": str(me.pid), "started_s": repr(me.started_s), "count": "0"}
-        with told(self._where):
+
+        def create() -> bool:
             try:
                 self._client.create_registered_model(name, tags=tags)
             except MlflowException as error:
@@ -122,18 +122,24 @@ class Lease:
                 if error.error_code in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
                     return False
                 raise
+            return True
+
+        if not patiently(self._where, PATIENCE_S, create):
+            return False
         self._own = name
         return True
 
-    def _drop(self, name: str) -> None:
+    def _drop(self, name: str, patience_s: float = PATIENCE_S) -> None:
         from mlflow.exceptions import MlflowException
 
-        with told(self._where):
+        def delete() -> None:
             try:
                 self._client.delete_registered_model(name)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
+
+        patiently(self._where, patience_s, delete)
 
     def _live(self) -> None:
         count = 0

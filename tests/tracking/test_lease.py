@@ -74,6 +74,43 @@ def test_an_error_gives_the_lease_back(store: Store) -> None:
     assert time.monotonic() - begin_s < 5
 
 
+@pytest.mark.parametrize(
+    "call", ["search_registered_models", "create_registered_model", "delete_registered_model"]
+)
+def test_a_store_that_is_locked_for_a_while_is_waited_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    monkeypatch.setattr("gpusched.tracking.database.PAUSE_S", 0.01)
+    refusals, do = ["(sqlite3.OperationalError) database is locked"] * 3, getattr(store._client, call)
+
+    def busy(*args: object, **kwargs: object) -> object:
+        if refusals:
+            raise MlflowException(refusals.pop())
+        return do(*args, **kwargs)
+
+    monkeypatch.setattr(store._client, call, busy)
+    with store.lease("patient", lambda: False) as lease:
+        assert lease.held
+    assert not refusals
+    assert not store._client.search_registered_models("name LIKE 'lease.patient%'")
+
+
+def test_work_that_is_done_stays_done_where_its_lease_cannot_be_given_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def refused(*args: object, **kwargs: object) -> None:
+        raise MlflowException("gone")
+
+    with store.lease("done", lambda: False) as lease:
+        assert lease.held
+        monkeypatch.setattr(store._client, "delete_registered_model", refused)
+    assert "lapses by itself" in caplog.text
+
+
 def test_a_holder_of_another_machine_is_dead_once_its_count_stands_still(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
