@@ -16,6 +16,8 @@ SCHEMES = ("postgresql://", "postgresql+psycopg://")
 TURN = 0x67707573
 """Number of the advisory lock under which the tables are made ("gpus")."""
 CONNECT_S = 10
+TURN_S = 300
+"""How long a process waits for its turn; the tables are made in a minute, even on a slow disk."""
 
 
 def is_postgres(uri: str) -> bool:
@@ -40,6 +42,7 @@ def prepare(uri: str, artifacts: str) -> None:
         try:
             # MLflow breaks a database that two processes make at once; the lock falls with its connection.
             with engine.connect() as turn:
+                turn.exec_driver_sql(f"set lock_timeout = '{TURN_S}s'")
                 turn.exec_driver_sql(f"select pg_advisory_lock({TURN})")
                 SqlAlchemyStore(uri, artifacts).engine.dispose()  # type: ignore[no-untyped-call]
         finally:
@@ -66,6 +69,11 @@ def _told(uri: str) -> Iterator[None]:
         ) from error
     except (MlflowException, SQLAlchemyError) as error:
         first = masked(str(error).strip().splitlines()[0])
+        if "lock timeout" in first:
+            raise StoreError(
+                f"The tracking database {where}: another process has been making its tables for more than {TURN_S} s. "
+                "End that process, then try again."
+            ) from error
         raise StoreError(
             f"The tracking database {where} cannot be used: {first} "
             "Start it, or mend user, password or database in tracking.uri."

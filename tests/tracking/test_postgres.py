@@ -14,6 +14,7 @@ import pytest
 
 from gpusched.core.errors import StoreError
 from gpusched.core.logs import TickLog
+from gpusched.tracking import postgres
 from gpusched.tracking.postgres import is_postgres, masked
 from gpusched.tracking.store import Store
 
@@ -90,6 +91,22 @@ def test_many_may_open_an_empty_database_at_once(database: str, tmp_path: Path) 
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, errors
+
+
+def test_a_turn_that_does_not_come_is_not_waited_for_for_ever(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sqlalchemy import create_engine
+
+    monkeypatch.setattr(postgres, "TURN_S", 1)
+    engine = create_engine(database)
+    with engine.connect() as other:
+        other.exec_driver_sql(f"select pg_advisory_lock({postgres.TURN})")
+        with pytest.raises(StoreError, match=r"another process has been making its tables") as refused:
+            postgres.prepare(database, str(tmp_path))
+    engine.dispose()
+    assert "secret" not in str(refused.value)
+    postgres.prepare(database, str(tmp_path))
 
 
 def test_sixteen_trials_at_once(database: str, tmp_path: Path) -> None:
