@@ -152,8 +152,8 @@ class Setup:
     @property
     def trouble(self) -> Callable[[Episode, np.random.SeedSequence], Episode] | None:
         """What goes wrong in the episodes a learning policy trains on; None where nothing does."""
-        fault: Fault = self.policy.config.train_fault
-        if isinstance(fault, NoFault):
+        fault: Fault | None = getattr(self.policy.config, "train_fault", None)
+        if fault is None or isinstance(fault, NoFault):
             return None
         return partial(fault.befall, service=self.service, trial=self.spec)
 
