@@ -30,6 +30,10 @@ NODE_CONSTANTS = (
 """Constants that belong to the nodes, which all services share."""
 
 
+MOST = 10_000
+"""Services alike in one fleet; more would not fit into memory."""
+
+
 @dataclass(kw_only=True)
 class Tenant:
     """`count` services of a fleet that are alike; their users are not, each has streams of its own.
@@ -52,8 +56,8 @@ class Tenant:
     def __post_init__(self) -> None:
         if not self.name.replace("_", "").isalnum():
             raise refuse("name", self.name, "must consist of letters, digits and _")
-        if self.count < 1:
-            raise refuse("count", self.count, "must be at least 1")
+        if not 1 <= self.count <= MOST:
+            raise refuse("count", self.count, f"must lie in 1..{MOST}")
         if self.slo_s is not None and not self.slo_s > 0:
             raise refuse("slo_s", self.slo_s, "must be greater than 0 s")
         if self.start_replicas is not None and self.start_replicas < 1:
@@ -85,7 +89,7 @@ class Fleet:
     def __post_init__(self) -> None:
         if not self.services:
             raise refuse("services", "[]", "must name at least one service")
-        names = [tenant.name for tenant in self.services]
+        names = [name for name, _ in self.members()]
         if twice := [name for name in names if names.count(name) > 1]:
             raise refuse("services", twice[0], "is the name of two services")
 

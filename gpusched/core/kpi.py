@@ -131,7 +131,9 @@ def fault_recovery_s(w: Window) -> float:
 def _recover(w: Window, begin_s: float, end_s: float) -> float:
     inside_T = (w.ticks.t_s_T > begin_s + 5e-4) & (w.ticks.t_s_T <= end_s + 5e-4)
     t_s = w.ticks.t_s_T[inside_T]
-    late = w.ticks.latency_p95_s_T[inside_T] > w.slo_s  # a tick without requests is not late
+    late = ((w.ticks.latency_p95_s_T > w.slo_s) | _unanswered(w))[
+        inside_T
+    ]  # a tick without requests is not late
     since_s = begin_s
     for t, is_late in zip(t_s, late, strict=True):
         if is_late:
@@ -139,6 +141,15 @@ def _recover(w: Window, begin_s: float, end_s: float) -> float:
         elif t - since_s >= RECOVERY_HOLD_S - 5e-4:
             return since_s - begin_s
     return end_s - begin_s
+
+
+def _unanswered(w: Window) -> NDArray[np.bool_]:
+    """Return the ticks in which nothing was answered though requests failed or had been open from the begin on, shape [T]."""
+    ticks = w.ticks
+    open_before_T = np.concatenate([[0.0], ticks.in_flight_T[:-1]])
+    span_s_T = np.diff(ticks.t_s_T, prepend=0.0)
+    waited_T = (np.nan_to_num(open_before_T) > 0) & (span_s_T >= w.slo_s)
+    return np.asarray((ticks.completed_T == 0) & ((ticks.failed_T > 0) | waited_T))
 
 
 def responsive_share(w: Window) -> float:

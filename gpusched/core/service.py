@@ -26,9 +26,9 @@ class Constant:
             raise refuse("source", self.source, "must say where the value comes from")
 
 
-def constant(unit: str, low: float = 0.0, high: float = float("inf")) -> Constant:
-    """Declare a Service field: its unit and its range."""
-    return field(metadata={"unit": unit, "low": low, "high": high})  # type: ignore[no-any-return]
+def constant(unit: str, low: float = 0.0, high: float = float("inf"), whole: bool = False) -> Constant:
+    """Declare a Service field: its unit, its range, and whether it counts something."""
+    return field(metadata={"unit": unit, "low": low, "high": high, "whole": whole})  # type: ignore[no-any-return]
 
 
 @dataclass(kw_only=True)
@@ -51,7 +51,7 @@ class Service:
     client_s: Constant = constant("s")
     client_tail_median_s: Constant = constant("s")
     client_tail_sigma: Constant = constant("1")
-    gpus: Constant = constant("1", 1)
+    gpus: Constant = constant("1", 1, 64, whole=True)
     gpu_vram_bytes: Constant = constant("B", 1)
     gpu_reserved_bytes: Constant = constant("B")
     gpu_slice_s: Constant = constant("s", 1e-6)
@@ -65,10 +65,10 @@ class Service:
     cfs_period_s: Constant = constant("s")
     node_cpu_cores: Constant = constant("cores", 1e-2)
     node_memory_bytes: Constant = constant("B", 1)
-    instances: Constant = constant("1", 1, 16)
-    max_batch: Constant = constant("1", 1, 64)
+    instances: Constant = constant("1", 1, 16, whole=True)
+    max_batch: Constant = constant("1", 1, 64, whole=True)
     queue_delay_s: Constant = constant("s")
-    queue_size: Constant = constant("1")
+    queue_size: Constant = constant("1", whole=True)
     queue_timeout_s: Constant = constant("s")
     schedule_min_s: Constant = constant("s")
     schedule_max_s: Constant = constant("s")
@@ -81,7 +81,7 @@ class Service:
     prestop_s: Constant = constant("s")
     grace_s: Constant = constant("s")
     resize_s: Constant = constant("s")
-    connection_requests: Constant = constant("1")
+    connection_requests: Constant = constant("1", whole=True)
 
     def __post_init__(self) -> None:
         if self.sharing not in SHARINGS:
@@ -97,6 +97,8 @@ class Service:
             raise refuse(f"{name}.unit", one.unit, f"must be {unit!r}")
         if not low <= one.value <= high:
             raise refuse(f"{name}.value", one.value, f"must lie in {low:g}..{high:g} {unit}")
+        if name in WHOLE and one.value != round(one.value):
+            raise refuse(f"{name}.value", one.value, "must be a whole number")
 
     def _check_relations(self) -> None:
         if self.schedule_max_s.value < self.schedule_min_s.value:
@@ -133,3 +135,7 @@ class Service:
     def constants(self) -> dict[str, Constant]:
         """Return every constant by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if "unit" in f.metadata}
+
+
+WHOLE = frozenset(f.name for f in fields(Service) if f.metadata.get("whole"))
+"""The constants that count something."""

@@ -6,9 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gpusched.core.errors import refuse
 from gpusched.core.fault import FaultPlan
 from gpusched.core.load import LoadPlan
 from gpusched.fault.timed import Timed, check_at_least
+
+MOST = 1000.0
+"""Beyond it a slip is likelier than a crowd."""
 
 
 class FlashCrowd(Timed):
@@ -24,6 +28,8 @@ class FlashCrowd(Timed):
         def __post_init__(self) -> None:
             super().__post_init__()
             check_at_least("factor", self.factor, 1.0)
+            if self.factor > MOST:
+                raise refuse("factor", self.factor, f"must be at most {MOST:g}")
 
     config: Config
     simulated = False

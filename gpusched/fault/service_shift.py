@@ -9,7 +9,10 @@ import numpy as np
 
 from gpusched.core.errors import did_you_mean, refuse
 from gpusched.core.ports import Fault
-from gpusched.core.service import Service
+from gpusched.core.service import WHOLE, Service
+
+NODE = ("node_", "gpu_vram", "gpu_reserved")
+"""What the simulator has one of for all episodes."""
 
 
 class ServiceShift(Fault):
@@ -39,6 +42,8 @@ class ServiceShift(Fault):
             if name not in known:
                 cure = did_you_mean(name, known).strip()
                 raise refuse("constants", name, "must be constants of the service", cure)
+            if name in WHOLE or name.startswith(NODE):
+                raise refuse("constants", name, "must be none that counts something or belongs to the node")
             one = known[name]
             source = f"{factor:.3f} times the profile's {one.value:g} {one.unit} (fault service_shift)"
             changed[name] = replace(one, value=one.value * float(factor), status="assumed", source=source)

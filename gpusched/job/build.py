@@ -5,6 +5,8 @@ key = value: what is allowed. Did you mean ...?
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
@@ -191,6 +193,9 @@ def _nested(given: Any, hint: Any, key: str) -> Any:
     """Return the option, record or list of records that stands at a key; None for a plain value."""
     if isinstance(given, Mapping) and TARGET in given:
         return option(given, BASES.get(key.rpartition(".")[2], Option), key)
+    group = key.rpartition(".")[2].removeprefix("train_")
+    if key.endswith(f".train_{group}") and given is not None:
+        raise refuse(key, given, "must be an option", f"Choose it with {group}@{key}={given}.")
     inner = _record_type(hint)
     if inner is None or given is None:
         return None
@@ -201,6 +206,10 @@ def _nested(given: Any, hint: Any, key: str) -> Any:
 
 def _leaves(given: dict[str, Any], schema: type, hints: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Let OmegaConf convert and check the plain values of one record, those that have their type already excepted."""
+    for name, value in given.items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, float) and not math.isfinite(one):
+                raise refuse(join(key, name), one, "must be a finite number")
     fine = {name: value for name, value in given.items() if _fits(value, hints[name])}
     given = {name: value for name, value in given.items() if name not in fine}
     if not given:
@@ -208,7 +217,7 @@ def _leaves(given: dict[str, Any], schema: type, hints: Mapping[str, Any], key: 
     try:
         plain = OmegaConf.to_container(OmegaConf.merge(_schema(schema), given))
     except OmegaConfBaseException as error:
-        name = str(error.full_key).partition("[")[0]
+        name = re.split(r"[.\[]", str(error.full_key))[0]
         raise refuse(join(key, name), given[name], f"must be {_words(hints[name])}") from None
     return fine | {name: value for name, value in cast(dict[str, Any], plain).items() if name in given}
 

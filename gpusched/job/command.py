@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from gpusched.core.errors import GpuschedError, InputError
 from gpusched.job.build import setup
-from gpusched.job.refusals import Through, explain
+from gpusched.job.refusals import Through, explain, flag_amid
 from gpusched.job.setup import Chore, Job, Result, Setup
 from gpusched.job.sweep import Failed, SweepCallback, parent_run
 
@@ -92,6 +92,11 @@ def run(app: Callable[[], object]) -> int:
     0 done, 1 jobs of a sweep failed, 2 refused (one message says why), 130 interrupted.
     """
     traced = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    if misplaced := flag_amid(sys.argv[1:]):
+        print(
+            f"{misplaced}: stands between key=value words. Put it before the first of them.", file=sys.stderr
+        )
+        return REFUSED
     try:
         with _errors_let_through():
             _run(app)

@@ -95,7 +95,8 @@ class FleetJob(TrialJob):
             load_name=fleet.name,
             config={**setup.config, "fleet": own["fleet"]},
         )
-        members(made, fleet)
+        if len(members(made, fleet)) == 1 and made.nodes == 1:
+            raise refuse("job.fleet.services", fleet.services[0].name, "must be more than one, or the nodes must be", "One alone is what job=trial runs.")  # fmt: skip
         return made
 
     def key(self, setup: Setup) -> str:

@@ -19,6 +19,15 @@ class Through(BaseException):
         self.error = error
 
 
+def flag_amid(arguments: Sequence[str]) -> str:
+    """Return the flag of a sweep that stands between words, which Hydra's parser tells as words it does not know; "" without one."""
+    for k, word in enumerate(arguments[:-1]):
+        before = any("=" in other for other in arguments[:k])
+        if word in ("-m", "--multirun") and before and not arguments[k + 1].startswith("-"):
+            return word
+    return ""
+
+
 def explain(error: Exception, arguments: Sequence[str]) -> str | None:
     """Return what to tell a person about an error of Hydra's; None for an error that is none."""
     if isinstance(error, OverrideParseException):
@@ -37,8 +46,9 @@ def explain(error: Exception, arguments: Sequence[str]) -> str | None:
         return f"{what}: cannot be read or written ({error.strerror}). Give permission or space, or name another place."
     if isinstance(error, ValueError) and str(error).startswith("Config group override"):
         return f"{' '.join(arguments)}: a group needs the name of an option, as in policy=hpa."
-    if isinstance(error, ValueError) and _room(error) in ("hydra", "logging"):
-        return f"{' '.join(arguments)}: refused by Hydra: {str(error).rstrip('.')}. `python run.py --help` shows what can be written."
+    if isinstance(error, ValueError | TypeError | AssertionError) and _room(error) in ("hydra", "logging"):
+        why = str(error).rstrip(".") or "a value it does not take"
+        return f"{' '.join(arguments)}: refused by Hydra: {why}. `python run.py --help` shows what can be written."
     return None
 
 

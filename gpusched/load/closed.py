@@ -16,6 +16,8 @@ from gpusched.core.ports import Load
 
 MOST_USERS = 100_000
 """More users than one node can mean; a typing slip is likelier."""
+MOST_THINK_S = 1e6
+"""As good as never again."""
 
 Floats = NDArray[np.float64]
 
@@ -49,9 +51,11 @@ class Closed(Load, ABC):
         def __post_init__(self) -> None:
             if not 0 <= self.think_min_s < math.inf:
                 raise refuse("think_min_s", self.think_min_s, "must be at least 0 s")
-            if not self.think_min_s <= self.think_max_s < math.inf:
+            if not self.think_min_s <= self.think_max_s <= MOST_THINK_S:
                 raise refuse(
-                    "think_max_s", self.think_max_s, f"must be at least think_min_s ({self.think_min_s} s)"
+                    "think_max_s",
+                    self.think_max_s,
+                    f"must lie in think_min_s..{MOST_THINK_S:g} s ({self.think_min_s:g} s or more)",
                 )
 
     config: Any

@@ -39,8 +39,8 @@ class Trace(Load):
         random_start: bool
 
         def __post_init__(self) -> None:
-            if not 0 < self.scale < math.inf:
-                raise refuse("scale", self.scale, "must be greater than 0, a factor of the rate")
+            if not 1e-9 <= self.scale < math.inf:
+                raise refuse("scale", self.scale, "must be at least 1e-9, a factor of the rate")
 
     config: Config
 

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 5.0
 """How often a holder shows that it lives."""
-DEAD_S = 60.0
-"""How long a holder's count may stand still; longer than a locked database makes a beat wait."""
+DEAD_S = PATIENCE_S + 60.0
+"""How long a holder's count may stand still; longer than anyone waits for a locked store, which keeps it from counting."""
 POLL_S = 0.5
 
 
@@ -41,6 +41,7 @@ class Lease:
     def __init__(self, client: MlflowClient, where: str, name: str, done: Callable[[], bool]) -> None:
         self._client, self._where, self._prefix, self._done = client, where, f"lease.{name}.", done
         self._own = ""
+        self._former: list[str] = []
         self._seen: dict[str, tuple[str, float]] = {}
         self._stop = threading.Event()
         self._beat: threading.Thread | None = None
@@ -51,7 +52,8 @@ class Lease:
 
     def __enter__(self) -> Self:
         while not self._done():
-            if self._take():
+            # Who holds it is read anew at every try: a locked store may have kept a living holder from counting.
+            if patiently(self._where, PATIENCE_S, self._take):
                 self._begin()
                 break
             time.sleep(POLL_S)
@@ -65,6 +67,8 @@ class Lease:
             return
         self._beat = threading.Thread(target=self._live, daemon=True)
         self._beat.start()
+        for name in self._former:
+            self._drop(name)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -87,14 +91,13 @@ class Lease:
         number = int(holders[-1][0].removeprefix(self._prefix)) + 1 if holders else 0
         if not self._create(f"{self._prefix}{number}"):
             return False
-        for name, _ in holders:
-            self._drop(name)
+        self._former = [name for name, _ in holders]
         return True
 
     def _holders(self) -> list[tuple[str, dict[str, str]]]:
         """Return the leases of this name with their tags, the newest last."""
-        search = self._client.search_registered_models
-        found = patiently(self._where, PATIENCE_S, search, f"name LIKE '{self._prefix}%'")
+        with told(self._where):
+            found = self._client.search_registered_models(f"name LIKE '{self._prefix}%'")
         leases = [(model.name, dict(model.tags)) for model in found]
         return sorted(leases, key=lambda lease: int(lease[0].removeprefix(self._prefix)))
 
@@ -113,8 +116,7 @@ class Lease:
 
         me = Process.me()
         tags = {"machine": me.machine, "pid": str(me.pid), "started_s": repr(me.started_s), "count": "0"}
-
-        def create() -> bool:
+        with told(self._where):
             try:
                 self._client.create_registered_model(name, tags=tags)
             except MlflowException as error:
@@ -122,10 +124,6 @@ class Lease:
                 if error.error_code in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
                     return False
                 raise
-            return True
-
-        if not patiently(self._where, PATIENCE_S, create):
-            return False
         self._own = name
         return True
 

@@ -103,6 +103,13 @@ def test_no_recovery_counts_the_whole_time() -> None:
     assert got["slo_attainment"] == 0
 
 
+@pytest.mark.parametrize("dead", [{"failed_T": [3.0] * 14}, {"in_flight_T": [9.0] * 14}])
+def test_a_service_that_answers_nothing_has_not_recovered(dead: dict[str, list[float]]) -> None:
+    silent: dict[str, list[float]] = {"latency_p95_s_T": [math.nan] * 14, "completed_T": [0.0] * 14}
+    assert kpis(window(REQUESTS, ticks(14, **silent, **dead), end_s=70.0))["recovery_s"] == pytest.approx(60)
+    assert kpis(window(REQUESTS, ticks(14, **silent), end_s=70.0))["recovery_s"] == 0, "nobody asked"
+
+
 def test_without_a_request_latency_is_unknown_not_zero() -> None:
     got = kpis(window([(1.0, 0.1, RequestLog.OK)], ticks(6, latency_p95_s_T=[math.nan] * 6)))
     assert math.isnan(got["latency_p95_s"])

@@ -103,6 +103,8 @@ BAD = {
     "hydra.job.chdir=true": "hydra.job.chdir = true: every job would keep a store of its own.",
     "hydra.run.dir=/proc/no/such": "cannot be read or written (No such file or directory).",
     "--cfg job -m seed=0,1": "refused by Hydra: Only one of --run, --multirun, --cfg",
+    "seed=0,1 -m load=low": "-m: stands between key=value words. Put it before the first of them.",
+    "hydra.verbose=3": "refused by Hydra: a value it does not take.",
     "study=日本": "Letters beyond ASCII need quotes of their own",
     "tracking.artifacts=/proc/x": "tracking.artifacts: /proc/x cannot be written",
     "tracking.uri=nonsense": None,
@@ -121,6 +123,7 @@ LONG = (
     "hydra.run.dir=/proc/no/such",
     "hydra.job.chdir=true",
     "--cfg job -m seed=0,1",
+    "hydra.verbose=3",
 )
 """As good as others of their kind: left out by make check."""
 

@@ -53,6 +53,20 @@ def test_a_fleet_is_one_run_with_the_kpis_of_all_and_of_each(store: Store) -> No
     assert again.status == "skipped"
 
 
+def test_one_service_alone_is_no_fleet() -> None:
+    with pytest.raises(InputError, match=r"^job\.fleet\.services = 'a': must be more than one.*job=trial"):
+        prepared(services=[Tenant(name="a", load=steady(5))])
+    prepared("cluster.nodes=2", services=[Tenant(name="a", load=steady(5))])
+
+
+def test_two_services_of_one_name_are_refused_however_they_came_by_it() -> None:
+    with pytest.raises(InputError, match=r"services = 'a_01': is the name of two services"):
+        Fleet(
+            name="own",
+            services=[Tenant(name="a", count=2, load=steady(5)), Tenant(name="a_01", load=steady(9))],
+        )
+
+
 @pytest.mark.slow
 def test_the_fleet_is_part_of_the_trial_s_key() -> None:
     keys = {
