@@ -104,7 +104,7 @@ BAD = {
     "hydra.run.dir=/proc/no/such": "cannot be read or written (No such file or directory).",
     "--cfg job -m seed=0,1": "refused by Hydra: Only one of --run, --multirun, --cfg",
     "seed=0,1 -m load=low": "-m: stands between key=value words. Put it before the first of them.",
-    "hydra.verbose=3": "refused by Hydra: a value it does not take.",
+    "hydra.verbose=3": "refused by Hydra: ",
     "study=日本": "Letters beyond ASCII need quotes of their own",
     "tracking.artifacts=/proc/x": "tracking.artifacts: /proc/x cannot be written",
     "tracking.uri=nonsense": None,
