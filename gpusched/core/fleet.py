@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -89,8 +90,8 @@ class Fleet:
     def __post_init__(self) -> None:
         if not self.services:
             raise refuse("services", "[]", "must name at least one service")
-        names = [name for name, _ in self.members()]
-        if twice := [name for name in names if names.count(name) > 1]:
+        counts = Counter(name for name, _ in self.members())
+        if twice := [name for name, count in counts.items() if count > 1]:
             raise refuse("services", twice[0], "is the name of two services")
 
     def members(self) -> list[tuple[str, Tenant]]:

@@ -131,9 +131,8 @@ def fault_recovery_s(w: Window) -> float:
 def _recover(w: Window, begin_s: float, end_s: float) -> float:
     inside_T = (w.ticks.t_s_T > begin_s + 5e-4) & (w.ticks.t_s_T <= end_s + 5e-4)
     t_s = w.ticks.t_s_T[inside_T]
-    late = ((w.ticks.latency_p95_s_T > w.slo_s) | _unanswered(w))[
-        inside_T
-    ]  # a tick without requests is not late
+    # A tick without requests is not late.
+    late = ((w.ticks.latency_p95_s_T > w.slo_s) | _unanswered(w))[inside_T]
     since_s = begin_s
     for t, is_late in zip(t_s, late, strict=True):
         if is_late:

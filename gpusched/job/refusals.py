@@ -22,7 +22,7 @@ class Through(BaseException):
 def flag_amid(arguments: Sequence[str]) -> str:
     """Return the flag of a sweep that stands between words, which Hydra's parser tells as words it does not know; "" without one."""
     for k, word in enumerate(arguments[:-1]):
-        before = any("=" in other for other in arguments[:k])
+        before = any("=" in other and not other.startswith("-") for other in arguments[:k])
         if word in ("-m", "--multirun") and before and not arguments[k + 1].startswith("-"):
             return word
     return ""

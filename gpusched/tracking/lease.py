@@ -68,7 +68,7 @@ class Lease:
         self._beat = threading.Thread(target=self._live, daemon=True)
         self._beat.start()
         for name in self._former:
-            self._drop(name)
+            self._give_back(name, PATIENCE_S)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -77,11 +77,15 @@ class Lease:
             return
         self._stop.set()
         self._beat.join()
+        # An error's way out is not held up.
+        self._give_back(self._own, PATIENCE_S if error is None else 0.0)
+
+    def _give_back(self, name: str, patience_s: float) -> None:
+        """Drop a lease; one that cannot be dropped lapses by itself, and is no reason to lose the work."""
         try:
-            # An error's way out is not held up; and the work is done, whether or not its lease can be given back.
-            self._drop(self._own, PATIENCE_S if error is None else 0.0)
-        except StoreError as refused:
-            log.warning("the lease %s could not be given back, and lapses by itself: %s", self._own, refused)
+            self._drop(name, patience_s)
+        except StoreError as error:
+            log.warning("the lease %s could not be given back, and lapses by itself: %s", name, error)
 
     def _take(self) -> bool:
         """Take the lease where nobody lives who holds it."""

@@ -127,6 +127,24 @@ def test_a_holder_of_another_machine_is_dead_once_its_count_stands_still(
     assert time.monotonic() - begin_s > 1.0
 
 
+def test_a_dead_holder_s_lease_that_cannot_be_dropped_keeps_nobody_from_the_work(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def refused(*args: object, **kwargs: object) -> None:
+        raise MlflowException("gone")
+
+    monkeypatch.setattr(module, "DEAD_S", 1.0)
+    dead = {"machine": "elsewhere", "pid": "1", "started_s": "5.0", "count": "3"}
+    store._client.create_registered_model("lease.stuck.3", tags=dead)
+    monkeypatch.setattr(store._client, "delete_registered_model", refused)
+    with store.lease("stuck", lambda: False) as lease:
+        assert lease.held
+    assert lease._beat is not None
+    assert not lease._beat.is_alive(), "nobody goes on counting for work that is over"
+
+
 def test_a_holder_of_another_machine_that_counts_is_waited_for(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
